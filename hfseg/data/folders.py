@@ -1,0 +1,343 @@
+"""Finding pairs of image and label map in a folder, from the names of directories and files alone.
+
+One rule covers the usual layouts. Every directory below the root says something by its name: a split ("val"), a
+role ("images", "annotations"), both ("trainannot"), or neither. Files of one split meet in one group, wherever its
+images and its maps lie, and are paired by name.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hfseg.data.images import ARRAY_SUFFIXES, PHOTO_SUFFIXES
+from hfseg.errors import UserError
+
+SPLIT_NAMES = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_ALIASES = {alias: split for split, aliases in SPLIT_NAMES.items() for alias in aliases}
+
+ROLES = {
+    "image": "image images img imgs jpegimages leftimg8bit photos input inputs rgb",
+    "map": "mask masks annotation annotations annot label labels labelmap labelmaps gt gtfine groundtruth "
+    "ground_truth segmentation segmentations segmentationclass seg semantic semantic_map semantic_maps "
+    "target targets output outputs",
+    "instance": "instance instances instance_id instance_ids instance_map segmentationobject",
+}
+_ROLES = {word: role for role, words in ROLES.items() for word in words.split()}
+
+# Endings of a map's name beyond its image's, best first (Cityscapes has several maps per image).
+MAP_ENDINGS = (
+    *("", "_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_annot", "_annotation"),
+    *("-mask", "-label", "-seg", ".mask", ".label", "_gtfine_labeltrainids", "_gtfine_labelids"),
+)
+_ONLY_IN_MAP_FOLDERS = ("_l",)  # CamVid's own names; beside the images it may mean "left"
+IMAGE_ENDINGS = ("_leftimg8bit", "_image", "_img", "_sat", "-image", ".image")
+VIEW_ENDINGS = ("_color", "_colour", "_instanceids", "_labelids", "_overlay", "_vis")  # known, and no labels
+
+LAYOUTS = (
+    "split/images + split/masks, images/split + masks/split, train + trainannot, images + masks, "
+    "name.jpg beside name_mask.png, metadata.csv with file_name and mask_file_name, parquet files, save_to_disk"
+)
+
+
+@dataclass
+class Pairs:
+    """The columns of one split.
+
+    Args:
+        images: Paths.
+        maps: Paths, parallel to `images`.
+        ids: Names that are unique in the split.
+    """
+
+    images: list[str] = field(default_factory=list)
+    maps: list[str] = field(default_factory=list)
+    ids: list[str] = field(default_factory=list)
+
+
+@dataclass
+class _Group:
+    """The files of one split and subfolder: paths by stem, per role ("" where the directory says nothing)."""
+
+    files: dict[str, dict[str, list[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
+
+
+def split_name(name: str) -> str:
+    """Give a split its canonical name.
+
+    Args:
+        name: As it is called in the data.
+
+    Returns:
+        "train", "validation", "test", or `name` itself.
+
+    Example:
+        >>> split_name("Val"), split_name("fold3")
+        ('validation', 'fold3')
+    """
+    return _ALIASES.get(name.lower(), name)
+
+
+def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> tuple[dict[str, Pairs], list[str]]:
+    """Find the pairs of image and label map below a folder.
+
+    Args:
+        root: The folder.
+        instances: Take instance maps where there are no semantic ones.
+        skip: Leave out images without map and maps without image, instead of stopping.
+
+    Returns:
+        The pairs by split, and notes on what was found.
+
+    Raises:
+        UserError: When there are no pairs, or names are missing or ambiguous.
+    """
+    tree = list(_walk(str(root)))
+    tables = [os.path.join(folder, name) for folder, _, names in tree for name in names if _is_metadata(name)]
+    notes: list[str] = []
+    if tables:
+        splits = {}
+        for table in tables:
+            parts = os.path.relpath(os.path.dirname(table), root).split(os.sep)
+            split = next((_ALIASES[p.lower()] for p in parts if p.lower() in _ALIASES), _default_split(root))
+            _extend(splits, split, _read_metadata(table))
+        return splits, [f"pairs listed in {', '.join(os.path.relpath(table, root) for table in tables)}"]
+
+    groups: dict[tuple[str | None, tuple[str, ...]], _Group] = defaultdict(_Group)
+    for folder, parts, names in tree:
+        split, role, rest = _meaning(parts)
+        files = groups[split, rest].files[role]
+        for name in names:
+            stem, ending = os.path.splitext(name)
+            if ending.lower() in PHOTO_SUFFIXES or ending.lower() in ARRAY_SUFFIXES:
+                files[stem].append(os.path.join(folder, name))
+
+    filled = {split for (split, _), group in groups.items() if any(group.files.values())}
+    for (split, _), group in groups.items():
+        if split and split not in filled and {"image", "map"} & group.files.keys():
+            raise UserError(f"the split {split!r} is empty", "at least one image", "remove it, or fill it")
+    has_names = any(split is not None for split, _ in groups)
+    splits: dict[str, Pairs] = {}
+    unlabelled: list[str] = []
+    with_instances: list[str] = []
+    for (split, rest), group in sorted(groups.items(), key=lambda item: (item[0][0] or "", item[0][1])):
+        images, maps = _sort_roles(group, instances)
+        if not images and not maps:
+            continue
+        where = "/".join(part for part in (split, *rest) if part) or root.name
+        if not maps:
+            (with_instances if group.files.get("instance") else unlabelled).append(where)
+            continue
+        pairs = _pair(images, maps, where, root, skip, notes)
+        if rest:
+            pairs.ids = ["/".join((*rest, name)) for name in pairs.ids]
+        _extend(splits, split or (rest[0] if has_names and rest else _default_split(root)), pairs)
+    if splits:
+        for where in unlabelled + with_instances:
+            notes.append(f"{where} has images without label maps: left out")
+        return splits, notes
+    if with_instances:
+        raise UserError(
+            f"{root} has instance annotations ({', '.join(with_instances)}), but no semantic label maps",
+            "a folder of label maps beside the images",
+            "--data.labels.binary true reads every instance as one foreground class",
+        )
+    if unlabelled:
+        raise UserError(f"{root} has images but no label maps ({', '.join(unlabelled[:5])})", LAYOUTS, "add label maps")
+    raise UserError(f"{root} holds no images", LAYOUTS, "check the path")
+
+
+def _walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
+    """Yield (folder, its parts below the root, file names), leaving out what is hidden."""
+    stack: list[tuple[str, tuple[str, ...]]] = [(root, ())]
+    while stack:
+        folder, parts = stack.pop()
+        names = []
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith((".", "__MACOSX")):
+                        continue
+                    if entry.is_dir() and len(parts) < 8:  # links may lead in circles
+                        stack.append((entry.path, (*parts, entry.name)))
+                    elif not entry.is_dir():
+                        names.append(entry.name)
+        except OSError as error:
+            raise UserError(f"{folder} cannot be read: {error.strerror}", fix="check its permissions") from error
+        yield folder, parts, sorted(names)
+
+
+def _meaning(parts: Sequence[str]) -> tuple[str | None, str, tuple[str, ...]]:
+    """Read directory names as (split, role, what is left)."""
+    split, role, rest = None, "", []
+    for part in parts:
+        part_split, part_role = _word(part.lower())
+        if part_split is None and part_role is None:
+            rest.append(part)
+        split, role = part_split or split, part_role or role
+    return split, role, tuple(rest)
+
+
+def _word(part: str) -> tuple[str | None, str | None]:
+    if part in _ALIASES or part in _ROLES:
+        return _ALIASES.get(part), _ROLES.get(part)
+    for alias in sorted(_ALIASES, key=len, reverse=True):  # trainannot, train_masks, masks-val
+        for rest in (part.removeprefix(alias), part.removesuffix(alias)):
+            if rest != part and (role := _ROLES.get(rest.strip("_- ."))):
+                return _ALIASES[alias], role
+    return None, None
+
+
+def _sort_roles(group: _Group, instances: bool) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
+    """Decide which files of a group are images and which are maps."""
+    images, maps, plain = (group.files.get(role, {}) for role in ("image", "map", ""))
+    if not maps and instances:
+        maps = group.files.get("instance", {})
+    if maps or images:
+        return images or plain, maps
+    beside = {}  # side by side: a map's name is an image's name and an ending
+    for stem in plain:
+        base = next((_base(stem, ending) for ending in MAP_ENDINGS[1:] if stem.lower().endswith(ending)), None)
+        if base is not None and any(base + ending in plain for ending in ("", *IMAGE_ENDINGS)):
+            beside[stem] = plain[stem]
+    return {stem: paths for stem, paths in plain.items() if stem not in beside}, beside
+
+
+def _base(stem: str, ending: str) -> str:
+    return stem[: len(stem) - len(ending)]
+
+
+def _pair(images, maps, where: str, root: Path, skip: bool, notes: list[str]) -> Pairs:
+    """Pair the images and maps of one group by their names."""
+    short = {}
+    for stem in images:
+        ending = next((e for e in IMAGE_ENDINGS if stem.lower().endswith(e)), "")
+        short.setdefault(_base(stem, ending), stem)
+    found: dict[str, list[tuple[int, str]]] = defaultdict(list)  # image stem -> (rank of the ending, map)
+    orphans = []
+    for stem, paths in maps.items():
+        for rank, ending in enumerate((*MAP_ENDINGS, *_ONLY_IN_MAP_FOLDERS)):
+            base = _base(stem, ending)
+            image = base if base in images else short.get(base)
+            if image is not None and stem.lower().endswith(ending):
+                found[image] += [(rank, path) for path in paths]
+                break
+        else:
+            if not stem.lower().endswith(VIEW_ENDINGS):
+                orphans += paths
+
+    pairs, lonely = Pairs(), []
+    for stem in sorted(images):
+        candidates = sorted(found.get(stem, ()))
+        best = [path for rank, path in candidates if rank == candidates[0][0]]
+        if not best:
+            lonely += images[stem]
+        elif len(images[stem]) > 1 or len(best) > 1:
+            several = images[stem] if len(images[stem]) > 1 else best
+            raise UserError(
+                f"{where}: {_some(several, root)} have the same name",
+                "one image and one label map per name",
+                "remove or rename all but one",
+            )
+        else:
+            pairs.images.append(images[stem][0])
+            pairs.maps.append(best[0])
+            pairs.ids.append(stem)
+    if not pairs.images:
+        raise UserError(
+            f"{where}: no image has a label map of its name ({_some(sorted(lonely), root, 2)}; "
+            f"{_some(sorted(orphans), root, 2)})",
+            "the same name, or the name with _mask, _label...",
+            "rename the maps after their images",
+        )
+    for files, text in ((lonely, "images have no label map"), (orphans, "label maps have no image")):
+        if files and not skip:
+            total = len(pairs.images) + len(files)
+            raise UserError(
+                f"{where}: {len(files)} of {total} {text}: {_some(sorted(files), root)}",
+                "a pair for every name",
+                "add or remove the files, or --data.on_bad_sample skip leaves them out",
+            )
+        if files:
+            notes.append(f"{where}: {len(files)} {text}, left out: {_some(sorted(files), root)}")
+    return pairs
+
+
+def _some(paths: Sequence[str], root: Path, count: int = 5) -> str:
+    names = ", ".join(os.path.relpath(path, root) for path in paths[:count]) or "nothing"
+    return names + (f" and {len(paths) - count} more" if len(paths) > count else "")
+
+
+def _extend(splits: dict[str, Pairs], split: str, more: Pairs) -> None:
+    pairs = splits.setdefault(split, Pairs())
+    pairs.images += more.images
+    pairs.maps += more.maps
+    pairs.ids += more.ids
+
+
+def _default_split(root: Path) -> str:
+    """A folder without splits is one split: the one it is named after, else all of it is for training."""
+    return _ALIASES.get(root.name.lower(), "train")
+
+
+# -- imagefolder with metadata ------------------------------------------------------------------------------
+
+
+def _is_metadata(name: str) -> bool:
+    return name in ("metadata.csv", "metadata.jsonl")
+
+
+def _read_metadata(table: str) -> Pairs:
+    """Read metadata.csv or metadata.jsonl: `file_name` and a column such as `mask_file_name`."""
+    with open(table, encoding="utf-8", newline="") as file:
+        try:
+            rows = (
+                list(csv.DictReader(file))
+                if table.endswith(".csv")
+                else [json.loads(line) for line in file if line.strip()]
+            )
+        except (json.JSONDecodeError, csv.Error) as error:
+            raise UserError(f"{table} cannot be read: {error}", "a table of file names") from error
+    if not rows:
+        raise UserError(f"{table} is empty", "a row per image")
+    columns = [column for column in rows[0] if column]
+    image = next((c for c in ("file_name", "image_file_name", "image", "image_path") if c in columns), None)
+    label = next((c for c in columns if c != image and _ROLES.get(_stripped(c)) == "map"), None)
+    if image is None or label is None:
+        raise UserError(
+            f"{table} has the columns {', '.join(columns)}",
+            "file_name and mask_file_name, relative to the table",
+            "rename the columns",
+        )
+    folder = os.path.dirname(table)
+    pairs = Pairs()
+    for number, row in enumerate(rows, start=2 if table.endswith(".csv") else 1):
+        for column in (image, label):
+            if not row.get(column):
+                raise UserError(f"{table}, line {number}: no {column}", "a path relative to the table", "fill it in")
+        pairs.images.append(os.path.join(folder, row[image]))
+        pairs.maps.append(os.path.join(folder, row[label]))
+        pairs.ids.append(os.path.splitext(row[image])[0])
+    repeated = sorted({name for name in pairs.images if pairs.images.count(name) > 1}) if _repeats(pairs.images) else []
+    if repeated:
+        raise UserError(f"{table} lists {repeated[0]} more than once", "each image once", "remove the other rows")
+    return pairs
+
+
+def _repeats(names: list[str]) -> bool:
+    return len(set(names)) < len(names)
+
+
+def _stripped(column: str) -> str:
+    for ending in ("_file_name", "_filename", "_path", "_file"):
+        column = column.lower().removesuffix(ending)
+    return column

@@ -1,0 +1,400 @@
+"""Reading one image and one label map, whatever the file holds.
+
+Images come out as numbers a network can take, label maps as the very values that were stored: what those mean
+is `hfseg.labels`' business.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from hfseg.errors import BadSample
+from hfseg.labels import LabelSchema
+
+ARRAY_SUFFIXES = (".npy", ".tif", ".tiff")
+PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2")
+
+# What PIL raises on broken files, by format; ValueError and the like also come from numpy and tifffile.
+_BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+_ORIENTATION = 0x0112  # EXIF tag
+
+
+@dataclass
+class Sample:
+    """One image with its classes.
+
+    Args:
+        image: (H, W, C): uint8 up to four channels, else as stored (uint8, uint16 or float32).
+        semantic_map: (H, W) class ids of the schema's type.
+        name: The file or row.
+    """
+
+    image: np.ndarray
+    semantic_map: np.ndarray
+    name: str
+
+
+def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
+    """Read an image as `channels` channels, upright.
+
+    Grey, palette, CMYK, 1-bit and EXIF-rotated files are converted; transparency is laid on white. Up to four
+    channels the result has 8 bits. Deeper values that fit 0..255 are taken as they are, floats in 0..1 times 255,
+    and all others are stretched so that the image's 1st to 99.9th percentile (all channels together) spans 0 to
+    255: 12-bit cameras and microscopes fill a small part of 16 bits, and never the same one. More than four
+    channels keep their type and values.
+
+    Args:
+        value: A PIL image, an array (H, W), (H, W, C) or (C, H, W), a path, the bytes of a file, or a dict with
+            `bytes` and `path`, as `datasets` gives.
+        channels: Number of channels wanted.
+        sample: The file or row, for messages.
+
+    Returns:
+        (H, W, channels): uint8 up to four channels, else uint8, uint16 or float32.
+
+    Raises:
+        BadSample: When it cannot be read, or has a number of channels that cannot become `channels`.
+
+    Example:
+        >>> decode_image(Image.new("L", (4, 3), 7)).shape
+        (3, 4, 3)
+    """
+    name = sample or name_of(value) or "image"
+    content = _load(value, name)
+    if isinstance(content, Image.Image):
+        content = _upright(content, name)
+        if channels <= 4 and not content.mode.startswith(("I", "F")):
+            return _photo(content, channels, name)
+        content = np.asarray(content)
+    array = _bands_last(content, name)
+    if channels > 4:
+        _check_bands(array, channels, name)
+        return np.array(array) if array.dtype in (np.uint8, np.uint16) else np.nan_to_num(array.astype(np.float32))
+    array = _eight_bits(array)
+    if array.shape[2] == channels:
+        return np.ascontiguousarray(array)
+    if array.shape[2] not in (1, 3) and not (array.shape[2] == 4 and isinstance(value, np.ndarray)):
+        _check_bands(array, channels, name)  # the fourth band of a file may be infrared as well as transparency
+    return _photo(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels, name)
+
+
+def decode_map(value: Any, sample: str = "") -> np.ndarray:
+    """Read a label map as the values that are stored.
+
+    A palette image gives its indices, 1 bit gives 0 and 1, and a colour image whose three channels are equal
+    gives that channel. A transparency channel is left out.
+
+    Args:
+        value: As for `decode_image`.
+        sample: The file or row, for messages.
+
+    Returns:
+        (H, W) integers, or (H, W, 3) uint8 colours.
+
+    Raises:
+        BadSample: When it cannot be read, or is no label map.
+
+    Example:
+        >>> decode_map(Image.new("P", (4, 3), 7))[0].tolist()
+        [7, 7, 7, 7]
+    """
+    name = sample or name_of(value) or "label map"
+    content = _load(value, name)
+    if isinstance(content, Image.Image):
+        content = _upright(content, name)
+        if content.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+            content = content.convert("RGB")
+        array = np.asarray(content)
+        if content.mode in ("LA", "PA", "La"):
+            array = array[..., 0]
+    else:
+        array = content
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    elif array.ndim == 3 and array.shape[0] == 1 and array.shape[2] not in (3, 4):
+        array = array[0]
+    if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
+        array = array[..., :3]
+        grey = (array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all()
+        return np.ascontiguousarray(array[..., 0] if grey else array)
+    if array.ndim != 2:
+        raise BadSample(name, f"a label map of shape {array.shape}", "(height, width) class ids, or RGB colours")
+    if array.dtype == bool:
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        whole = np.rint(array)
+        if not np.array_equal(whole, array):
+            raise BadSample(name, "a label map of fractions or NaN", "whole numbers", "save class ids as integers")
+        return whole.astype(np.int64)
+    return np.ascontiguousarray(array)
+
+
+def read_row(row: Mapping[str, Any], schema: LabelSchema, channels: int = 3, name: str = "") -> Sample:
+    """Decode a row of a data set and give its map class ids.
+
+    Args:
+        row: With `image` and `semantic_map` as stored, and perhaps `image_id`.
+        schema: What the stored values mean.
+        channels: Number of channels of the image.
+        name: What to call the sample; by default `image_id`, or the file's name without its ending.
+
+    Returns:
+        The sample.
+
+    Raises:
+        BadSample: When image or map cannot be used, or they do not fit each other.
+    """
+    image_file, map_file = name_of(row.get("image")), name_of(row.get("semantic_map"))
+    name = name or str(row.get("image_id") or os.path.splitext(os.path.basename(image_file))[0] or "row")
+    for column, what in (("image", "image"), ("semantic_map", "label map")):
+        if row.get(column) is None:
+            raise BadSample(image_file or name, f"it has no {what}", fix="add it, or remove the row")
+    image = decode_image(row["image"], channels, image_file or f"{name} (image)")
+    stored = decode_map(row["semantic_map"], map_file or f"{name} (label map)")
+    if image.shape[:2] != stored.shape[:2]:
+        (height, width), (map_height, map_width) = image.shape[:2], stored.shape[:2]
+        turned = (height, width) == (map_width, map_height)
+        raise BadSample(
+            image_file or name,
+            f"the image is {width} x {height} pixels and its label map {map_width} x {map_height}",
+            "the same width and height",
+            "the image carries a rotation (EXIF) that its map was drawn without: save the image upright"
+            if turned
+            else "resize the map to the image by nearest neighbour, or remove the pair",
+        )
+    return Sample(image, schema.apply(stored, map_file or name), name)
+
+
+def name_of(value: Any) -> str:
+    """Find the file behind a stored value.
+
+    Args:
+        value: As for `decode_image`.
+
+    Returns:
+        Its path, or an empty string.
+    """
+    if isinstance(value, Mapping):
+        value = value.get("path")
+    if isinstance(value, (str, os.PathLike)):
+        return os.fspath(value)
+    return getattr(value, "filename", "") or ""
+
+
+def is_lossy(value: Any) -> bool:
+    """Tell whether a stored label map is a JPEG, whose values are only near what was drawn.
+
+    Args:
+        value: As for `decode_image`.
+
+    Returns:
+        True for JPEG files.
+    """
+    if isinstance(value, Image.Image):
+        return value.format == "JPEG"
+    content = value.get("bytes") if isinstance(value, Mapping) else value
+    if isinstance(content, bytes):
+        return content[:2] == b"\xff\xd8"
+    return name_of(value).lower().endswith((".jpg", ".jpeg"))
+
+
+class Look(NamedTuple):
+    """What an image is, as far as its header tells.
+
+    Args:
+        height: In pixels, upright.
+        width: In pixels, upright.
+        bands: Number of channels.
+        kind: Such as "RGB", "palette", "16-bit grey", "7 bands, uint16".
+    """
+
+    height: int
+    width: int
+    bands: int
+    kind: str
+
+
+def look_at(value: Any) -> Look:
+    """Tell size, channels and kind of an image, without reading its pixels where the format allows.
+
+    Args:
+        value: As for `decode_image`.
+
+    Returns:
+        What it is.
+
+    Raises:
+        BadSample: When it cannot be opened.
+    """
+    name = name_of(value) or "image"
+    content = _load(value, name, lazily=True)
+    if not isinstance(content, Image.Image):
+        height, width, bands = _bands_last(content, name).shape
+        return Look(height, width, bands, f"{bands} band{'s' * (bands > 1)}, {content.dtype}")
+    kinds = {"1": "1-bit", "L": "grey", "P": "palette", "I;16": "16-bit grey", "I": "16-bit grey", "LA": "grey, alpha"}
+    size = content.size[::-1] if content.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else content.size
+    bands = 3 if content.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else len(content.getbands())
+    return Look(size[1], size[0], bands, kinds.get(content.mode, content.mode))
+
+
+# -- opening ------------------------------------------------------------------------------------------------
+
+
+def _load(value: Any, name: str, lazily: bool = False) -> Image.Image | np.ndarray:
+    """Open whatever was given; `lazily` leaves the pixels of a PIL image unread."""
+    if isinstance(value, Mapping):
+        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
+    if value is None:
+        raise BadSample(name, "nothing is stored here", "an image file, its bytes or an array")
+    if isinstance(value, (Image.Image, np.ndarray)):
+        return value
+    if isinstance(value, (list, tuple)):  # Array2D columns come as lists
+        return np.asarray(value)
+    try:
+        if isinstance(value, bytes):
+            source, size, kind = io.BytesIO(value), len(value), value[:6]
+        else:
+            source, size, kind = os.fspath(value), os.path.getsize(value), b""
+        if size == 0:
+            raise BadSample(name, "the file is empty (0 bytes)", fix="restore the file, or remove the pair")
+        if kind == b"\x93NUMPY" or (not kind and str(source).lower().endswith(".npy")):
+            return np.load(source, allow_pickle=False, mmap_mode=None if kind else "r")
+        if kind[:4] in (b"II*\0", b"MM\0*", b"II+\0") or (not kind and str(source).lower().endswith((".tif", ".tiff"))):
+            return _load_tiff(source)
+        image = Image.open(source)
+        if not lazily:
+            image.load()
+        return image
+    except FileNotFoundError as error:
+        raise BadSample(name, "the file does not exist", fix="restore the file, or remove the row") from error
+    except UnidentifiedImageError as error:
+        raise BadSample(name, "not an image file", "JPEG, PNG, TIFF, npy...", "save it again, or remove it") from error
+    except _BROKEN as error:
+        reason = re.sub(r"\s+", " ", str(error))[:120]
+        raise BadSample(
+            name, f"the file is broken or truncated ({reason})", fix="restore the file, or remove the pair"
+        ) from error
+
+
+def _load_tiff(source: str | io.BytesIO) -> Image.Image | np.ndarray:
+    """Read a TIFF by PIL where that is exact (8 or 1 bit, up to four channels), else by tifffile."""
+    import tifffile
+
+    with tifffile.TiffFile(source) as tiff:
+        page, series = tiff.pages[0], tiff.series[0]
+        if len(tiff.pages) > 1 or page.bitspersample not in (1, 8) or page.samplesperpixel > 4:
+            array, axes = series.asarray(), series.axes
+            rows, columns = axes.index("Y"), axes.index("X")
+            array = np.moveaxis(array, (rows, columns), (0, 1))
+            return array.reshape(*array.shape[:2], -1)
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    image = Image.open(source)
+    image.load()
+    return image
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    """Apply the EXIF rotation, which for most files is none."""
+    try:
+        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
+    except _BROKEN as error:
+        raise BadSample(name, f"the file is broken or truncated ({error})", fix="restore the file") from error
+
+
+# -- channels and bits --------------------------------------------------------------------------------------
+
+
+def _photo(image: Image.Image, channels: int, name: str) -> np.ndarray:
+    """Convert a PIL image of 8 bits or less to 1 to 4 channels."""
+    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
+    if mode is None:
+        _check_bands(np.asarray(image), channels, name)
+        return np.asarray(image)
+    if channels < 4 and (image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode != mode:
+        image = image.convert(mode)
+    array = np.array(image)  # a copy: what PIL lends is read-only
+    return array if array.ndim == 3 else array[..., None]
+
+
+def _bands_last(array: np.ndarray, name: str) -> np.ndarray:
+    """Bring (H, W), (H, W, C) or (C, H, W) to (H, W, C).
+
+    The channels are the last axis if it is as long as a picture's, else the shorter of first and last.
+    """
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim != 3 or array.size == 0:
+        raise BadSample(name, f"an image of shape {array.shape}", "(height, width) or (height, width, channels)")
+    channels_first = array.shape[0] < array.shape[2] and array.shape[2] not in (1, 3, 4)
+    return np.moveaxis(array, 0, 2) if channels_first else array
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * np.uint8(255)
+    values = np.nan_to_num(array.astype(np.float32), nan=0, posinf=0, neginf=0)
+    low, high = float(values.min()), float(values.max())
+    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+        low, high = 0.0, 1.0
+    elif low >= 0 and high <= 255:
+        low, high = 0.0, 255.0
+    else:
+        low, high = (float(p) for p in np.percentile(values, (1, 99.9)))
+        if high <= low:  # nearly all of it is one value: let the rest be seen
+            low, high = float(values.min()), max(float(values.max()), float(values.min()) + 1)
+    return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+
+
+def _check_bands(array: np.ndarray, channels: int, name: str) -> None:
+    bands = array.shape[2] if array.ndim == 3 else 1
+    if bands != channels:
+        raise BadSample(
+            name,
+            f"an image of {bands} channels, where the model takes {channels}",
+            f"{channels} channels",
+            f"a model of {bands} channels (--model.config '{{num_channels: {bands}}}'), or images of {channels}",
+        )
+
+
+def needs_path_column(paths: Sequence[str | Path]) -> bool:
+    """Tell whether files have to stay paths, because `datasets.Image` cannot read them.
+
+    Args:
+        paths: Files of one column.
+
+    Returns:
+        True where any is .npy, or a TIFF of more than four bands, several pages or more than 8 bits.
+    """
+    suffixes = {os.path.splitext(path)[1].lower() for path in paths}
+    if ".npy" in suffixes:
+        return True
+    tiff = next((str(path) for path in paths if str(path).lower().endswith((".tif", ".tiff"))), None)
+    try:
+        return tiff is not None and not isinstance(_load(tiff, tiff), Image.Image)
+    except BadSample:  # it will say so when it is read
+        return False

@@ -1,0 +1,371 @@
+"""From rows to batches: an order that is a pure function of (seed, epoch), and samples seeded by themselves.
+
+Nothing here keeps state, so that a run which starts at batch n gives the same batches as one that came there, with
+any number of worker processes.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from hfseg.data.augment import resize
+from hfseg.data.images import Sample, read_row
+from hfseg.errors import BadSample, UserError
+from hfseg.labels import LabelSchema
+
+Key = tuple[int, int]  # (epoch, index)
+
+
+def sample_seed(seed: int, epoch: int, index: int) -> int:
+    """Returns the seed of everything drawn for one sample.
+
+    Args:
+        seed: The run's seed.
+        epoch: Pass over the data.
+        index: Row of the data.
+
+    Returns:
+        A 63-bit integer.
+
+    Example:
+        >>> sample_seed(0, 1, 2) == sample_seed(0, 1, 2) != sample_seed(0, 2, 1)
+        True
+    """
+    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
+
+
+class EpochBatches:
+    """Batches of (epoch, index) for one process, without end, from any batch on.
+
+    Every epoch is a permutation of the rows. The last batch of an epoch is filled up from its start, so that all
+    batches, and all processes, have the same size.
+
+    Args:
+        num_samples: Rows in the data.
+        batch_size: Rows per batch and process.
+        seed: The run's seed.
+        rank: This process.
+        world: Number of processes.
+        start: The first batch to give, counted from the start of the run.
+
+    Example:
+        >>> batches = iter(EpochBatches(5, 2, seed=0))
+        >>> [len({index for _, index in next(batches)}) for _ in range(3)]
+        [2, 2, 2]
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, seed: int, rank: int = 0, world: int = 1, start: int = 0):
+        self.num_samples, self.batch_size, self.seed = num_samples, batch_size, seed
+        self.rank, self.world, self.start = rank, world, start
+        self.per_epoch = math.ceil(num_samples / (batch_size * world))
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        epoch, batch = divmod(self.start, self.per_epoch)
+        while True:
+            order = np.random.default_rng(np.random.SeedSequence([self.seed, epoch])).permutation(self.num_samples)
+            order = np.resize(order, self.per_epoch * self.batch_size * self.world)
+            for first in range(batch, self.per_epoch):
+                rows = order[first * self.batch_size * self.world : (first + 1) * self.batch_size * self.world]
+                yield [(epoch, int(index)) for index in rows[self.rank :: self.world]]
+            epoch, batch = epoch + 1, 0
+
+
+class Preparation:
+    """Turns a sample into what the network takes: resized, augmented, normalised.
+
+    Args:
+        augmentation: From (image, map) tensors to (image, map) tensors.
+        processor: The image processor of the checkpoint, for its rescaling and normalisation.
+        image_size: Resize before the augmentation; None leaves the size.
+        seed: The run's seed.
+    """
+
+    def __init__(self, augmentation: Callable, processor, image_size=None, seed: int = 42):
+        self.augmentation, self.image_size, self.seed = augmentation, image_size, seed
+        self.processor = processor
+
+    def tensors(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the resized image and map.
+
+        Args:
+            sample: A decoded sample, (H, W, C) and (H, W).
+
+        Returns:
+            Tensors (C, h, w) and (h, w) of int64 class ids.
+        """
+        image = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
+        semantic_map = torch.from_numpy(sample.semantic_map.astype(np.int64))
+        return resize(image, semantic_map, self.image_size) if self.image_size else (image, semantic_map)
+
+    def augmented(self, sample: Sample, key: Key, other: Callable[[], Sample] | None = None):
+        """Returns the augmented image and map, a pure function of (seed, key).
+
+        Args:
+            sample: A decoded sample.
+            key: (epoch, index).
+            other: Gives another sample, for copy-paste.
+
+        Returns:
+            Tensors (C, h, w), not yet normalised, and (h, w).
+        """
+        image, semantic_map = self.tensors(sample)
+        with torch.random.fork_rng(devices=[]):  # or dropout in this process would see other numbers
+            torch.manual_seed(sample_seed(self.seed, *key))
+            return self.augmentation(image, semantic_map, other and (lambda: self.tensors(other())))
+
+    def __call__(self, sample: Sample, key: Key, other: Callable[[], Sample] | None = None) -> dict:
+        """Returns one sample of a batch.
+
+        Args:
+            sample: A decoded sample.
+            key: (epoch, index).
+            other: Gives another sample, for copy-paste.
+
+        Returns:
+            `pixel_values` (C, h, w), `labels` (h, w) int64, `name`.
+        """
+        image, semantic_map = self.augmented(sample, key, other)
+        pixels = self.processor(image, return_tensors="pt", do_resize=False, input_data_format="channels_first")
+        return {"pixel_values": pixels["pixel_values"][0], "labels": semantic_map.long(), "name": sample.name}
+
+
+class TrainingSet(Dataset):
+    """Rows of a data set as training samples; indexed by (epoch, index), or by index (epoch 0).
+
+    It can be given to `transformers.Trainer` as it is.
+
+    Args:
+        rows: A `datasets.Dataset` with columns image and semantic_map.
+        schema: The labels.
+        prepare: What turns a sample into tensors.
+        channels: Bands of the network.
+        on_bad_sample: `stop`, or `skip`, which takes the next row instead and names the bad one in `skipped`.
+    """
+
+    def __init__(self, rows, schema: LabelSchema, prepare: Preparation, channels=3, on_bad_sample="stop"):
+        self.rows, self.schema, self.prepare = rows, schema, prepare
+        self.channels, self.on_bad_sample = channels, on_bad_sample
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> Sample:
+        """Returns a decoded row.
+
+        Args:
+            index: Which row.
+
+        Returns:
+            The sample, before resizing and augmentation.
+
+        Raises:
+            BadSample: When it cannot be used.
+        """
+        return read_row(self.rows[index], self.schema, self.channels)
+
+    def augmented(self, key: Key) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns a sample as it is augmented, before normalisation, for people to look at.
+
+        Args:
+            key: (epoch, index).
+
+        Returns:
+            Image (C, h, w) and map (h, w).
+        """
+        return self.prepare.augmented(self._read_or_next(key[1], []), key, self._partner(key))
+
+    def __getitem__(self, key: Key | int) -> dict:
+        key = key if isinstance(key, tuple) else (0, int(key))
+        skipped: list[str] = []
+        sample = self._read_or_next(key[1], skipped)
+        return {**self.prepare(sample, key, self._partner(key)), "skipped": skipped}
+
+    def _partner(self, key: Key) -> Callable[[], Sample]:
+        """Another sample for copy-paste, drawn by the key alone and read only if it is wanted."""
+        return lambda: self._read_or_next(sample_seed(self.prepare.seed, *key) % len(self), [])
+
+    def _read_or_next(self, index: int, skipped: list[str]) -> Sample:
+        for step in range(len(self)):
+            try:
+                return self.read((index + step) % len(self))
+            except BadSample as error:
+                if self.on_bad_sample != "skip":
+                    raise
+                skipped.append(str(error))
+        raise UserError("not one sample of the training split can be used", fix=skipped[0])
+
+
+class StreamingSet(IterableDataset):
+    """Rows of a stream as training samples, from any position on.
+
+    The order is that of the stream through a shuffle buffer seeded by (seed, epoch). Starting at a later batch reads
+    over the rows before it, undecoded, so that a resumed run sees the same samples as long as the stream holds
+    the same rows.
+
+    Args:
+        rows: A `datasets.IterableDataset` with columns image and semantic_map.
+        schema: The labels.
+        prepare: What turns a sample into tensors.
+        batch_size: Rows per batch and process, to count the rows to pass over.
+        channels: Bands of the network.
+        on_bad_sample: `stop` or `skip`.
+        rank: This process.
+        world: Number of processes.
+        start: The first batch to give.
+        buffer: Rows held for shuffling.
+    """
+
+    def __init__(self, rows, schema, prepare, batch_size, channels=3, on_bad_sample="stop", rank=0, world=1,
+                 start=0, buffer=256):
+        self.rows, self.schema, self.prepare, self.channels = rows, schema, prepare, channels
+        self.on_bad_sample, self.rank, self.world = on_bad_sample, rank, world
+        self.first, self.buffer = start * batch_size, buffer
+
+    def __iter__(self) -> Iterator[dict]:
+        position, epoch, skipped = 0, 0, []
+        while True:
+            # Undecoded rows are cheap: each process reads all and keeps its own, so that no count can differ.
+            count = 0
+            for row in self.rows.shuffle(seed=sample_seed(self.prepare.seed, epoch, 0) % 2**32,
+                                         buffer_size=self.buffer):
+                count += 1
+                if (count - 1) % self.world != self.rank:
+                    continue
+                position += 1
+                if position <= self.first:
+                    continue
+                try:
+                    sample = read_row(row, self.schema, self.channels)
+                except BadSample as error:
+                    if self.on_bad_sample != "skip":
+                        raise
+                    skipped.append(str(error))
+                    continue
+                item = self.prepare(sample, (epoch, count))
+                item["skipped"], skipped = skipped, []
+                yield item
+            if not count:
+                raise UserError("the stream has no rows", fix="check data.path, data.name and the split")
+            epoch += 1
+
+
+def collate(items: list[dict]) -> dict:
+    """Stacks samples of one size into a batch.
+
+    Args:
+        items: Samples with `pixel_values` (C, h, w), `labels` (h, w), and any names.
+
+    Returns:
+        `pixel_values` (B, C, h, w) float32, `labels` (B, h, w) int64, `names` and `skipped`.
+
+    Raises:
+        UserError: When the sizes differ.
+    """
+    sizes = {tuple(item["pixel_values"].shape[-2:]) for item in items}
+    if len(sizes) > 1:
+        raise UserError(
+            f"a batch holds images of different sizes: {', '.join(f'{h}x{w}' for h, w in sorted(sizes))}",
+            "one size per batch",
+            "set augment.crop_size, or data.image_size as (height, width)",
+        )
+    return {
+        "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+        "labels": torch.stack([item["labels"] for item in items]),
+        "names": [item["name"] for item in items],
+        "skipped": [text for item in items for text in item.get("skipped", ())],
+    }
+
+
+def model_inputs(items: list[dict]) -> dict:
+    """Stacks samples into exactly what a transformers model takes, for `transformers.Trainer(data_collator=...)`.
+
+    Args:
+        items: Samples of one size.
+
+    Returns:
+        `pixel_values` and `labels`.
+    """
+    batch = collate(items)
+    return {"pixel_values": batch["pixel_values"], "labels": batch["labels"]}
+
+
+def train_loader(data: TrainingSet | StreamingSet, batch_size: int, *, seed: int = 42, rank: int = 0,
+                 world: int = 1, start: int = 0, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
+    """Returns a loader without end that begins at batch `start`.
+
+    Args:
+        data: Where samples come from.
+        batch_size: Samples per batch and process.
+        seed: The run's seed.
+        rank: This process.
+        world: Number of processes.
+        start: The first batch.
+        num_workers: Worker processes; the batches do not depend on it. A stream is read by this process.
+        pin_memory: Whether batches go to page-locked memory.
+
+    Returns:
+        A `DataLoader` of batches as `collate` makes them. With workers, a `UserError` of theirs comes as the batch,
+        since torch would turn it into another exception with their traceback as its text: see `next_batch`.
+    """
+    # A loader draws a seed for its workers, which nothing here uses; from the global generator, that would shift
+    # the dropout of a resumed run.
+    common = {"collate_fn": collate, "pin_memory": pin_memory, "generator": torch.Generator()}
+    if isinstance(data, StreamingSet):
+        return DataLoader(data, batch_size=batch_size, **common)
+    batches = EpochBatches(len(data), batch_size, seed, rank, world, start)
+    if num_workers:
+        common["collate_fn"], data = _collate_or_error, _ErrorsAsItems(data)
+    return DataLoader(
+        data, batch_sampler=batches, num_workers=num_workers, prefetch_factor=4 if num_workers else None,
+        worker_init_fn=_start_worker if num_workers else None, **common,
+    )
+
+
+def next_batch(loader: Iterator[dict]) -> dict:
+    """Returns the next batch of an iterator over a loader.
+
+    Args:
+        loader: Iterator over what `train_loader` returned.
+
+    Returns:
+        The batch.
+
+    Raises:
+        UserError: What a worker met.
+    """
+    batch = next(loader)
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+class _ErrorsAsItems(Dataset):
+    def __init__(self, data: TrainingSet):
+        self.data = data
+
+    def __getitem__(self, key: Key) -> dict | UserError:
+        try:
+            return self.data[key]
+        except UserError as error:
+            return error
+
+
+def _collate_or_error(items: list[dict | UserError]) -> dict | UserError:
+    try:
+        return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
+    except UserError as error:
+        return error
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group. Only the main process answers, and it still
+    # needs its workers to end the step; without a parent they end by themselves.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,344 @@
+"""Finding the label schema of a data set: what its files declare, checked against what its maps hold."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfseg.data.images import decode_map, is_lossy
+from hfseg.errors import BadSample, UserError
+from hfseg.labels import RGB, LabelSchema
+from hfseg.recipe import LabelsConfig
+from hfseg.remap import hex_colour
+
+FILES = ("labels.json", "classes.json", "id2label.json", "classes.txt")
+MAX_MAPS, MAX_PIXELS = 64, 50_000_000  # what a scan looks at, at most
+MAX_COLOURS, MAX_VALUES = 64, 1024
+
+Declared = dict[str, Any]  # arguments of LabelSchema.from_names, or {"schema": a complete one}
+
+
+def read_declared(find: Callable[[str], Path | None]) -> Declared:
+    """Read the names that come with a data set, from the first of `FILES` that it has.
+
+    Args:
+        find: Gives the local path of a file of the data set, or None.
+
+    Returns:
+        Arguments of `LabelSchema.from_names`; empty where there is no such file.
+
+    Raises:
+        UserError: When a file is there but cannot be understood.
+    """
+    for name in FILES:
+        path = find(name)
+        if path is None:
+            continue
+        if name == "labels.json":
+            return {"schema": LabelSchema.load(path)}
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+            content = (
+                json.loads(text) if name.endswith(".json") else [s.strip() for s in text.splitlines() if s.strip()]
+            )
+            return {**_declared(content), "origin": name}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            allowed = '{"names": [...], "palette": [...], "ignore_index": n}, or {"0": "name", ...}'
+            raise UserError(
+                f"{path} cannot be read: {error!r}", allowed, "mend it, or give data.labels.names"
+            ) from error
+    return {}
+
+
+def _declared(content: Any) -> Declared:
+    """Understand a list of names, {names, palette, ignore_index}, {id: name}, {name: id} or [{id, name, color}]."""
+    if isinstance(content, Mapping) and "names" in content:
+        keys = ("palette", "ignore_index", "ignore_name")
+        inner = _declared(content["names"])
+        return {**inner, **{key: content[key] for key in keys if content.get(key) is not None}}
+    if isinstance(content, Mapping):
+        for key in ("id2label", "label2id"):
+            if isinstance(content.get(key), Mapping):
+                return _declared(content[key])
+        if all(str(key).lstrip("-").isdigit() for key in content):
+            pairs = sorted((int(key), str(name)) for key, name in content.items())
+        else:
+            pairs = sorted((int(value), str(name)) for name, value in content.items())
+        return {"names": [name for _, name in pairs], "values": [value for value, _ in pairs]}
+    if content and isinstance(content[0], Mapping):
+        rows = sorted(content, key=lambda row: row["id"])
+        colours = [row.get("color", row.get("colour")) for row in rows]
+        found = {"names": [row["name"] for row in rows], "values": [row["id"] for row in rows]}
+        return {**found, "palette": colours} if all(colours) else found
+    if not content:
+        raise ValueError("no names")
+    return {"names": [str(name) for name in content]}
+
+
+@dataclass
+class Scan:
+    """What a sample of the label maps holds.
+
+    Args:
+        counts: Pixels by stored value (red << 16 | green << 8 | blue where `rgb`).
+        maps: For each map that was read, its place in the sample and its distinct values as a map of one row.
+        looked: How many maps were read.
+        total: How many there are, None for a stream.
+        coloured: How many of them are colour images.
+        lossy: Whether any is a JPEG.
+        instance_like: Whether each map numbers its objects 1 to n, n differing from map to map.
+    """
+
+    counts: Counter = field(default_factory=Counter)
+    maps: list[tuple[int, np.ndarray]] = field(default_factory=list)
+    looked: int = 0
+    total: int | None = None
+    coloured: int = 0
+    lossy: bool = False
+    instance_like: bool = False
+
+    @property
+    def rgb(self) -> bool:
+        """Whether any map is a colour image; a grey one among them is a colour image, too."""
+        return self.coloured > 0
+
+    def __str__(self) -> str:
+        of = "" if self.total is None or self.total == self.looked else f" of {self.total}"
+        return f"the {self.looked}{of} maps looked at" if self.looked != 1 else f"the one map{of} looked at"
+
+
+def scan_maps(values: Iterable[Any], total: int | None = None) -> Scan:
+    """Count the stored values of some label maps; those that cannot be read are passed over.
+
+    Args:
+        values: Maps, as `decode_map` takes them.
+        total: How many maps the data has.
+
+    Returns:
+        The scan.
+    """
+    scan, pixels, tops, counted = Scan(total=total), 0, [], []
+    for place, value in enumerate(itertools.islice(values, MAX_MAPS)):
+        if pixels >= MAX_PIXELS:
+            break
+        try:
+            stored = decode_map(value)
+        except BadSample:
+            continue
+        scan.looked += 1
+        pixels += stored.shape[0] * stored.shape[1]
+        scan.lossy |= is_lossy(value)
+        rgb = stored.ndim == 3
+        scan.coloured += rgb
+        found, counts = _distinct(stored @ RGB if rgb else stored)
+        counted.append((rgb, found.tolist(), counts.tolist()))
+        tops.append((int(found[-1]), int((found > 0).sum())))
+        row = np.stack([found >> 16, found >> 8 & 255, found & 255], -1).astype(np.uint8) if rgb else found
+        scan.maps.append((place, row[None]))
+    for rgb, found, counts in counted:
+        for value, count in zip(found, counts, strict=True):
+            scan.counts[value * 0x010101 if scan.rgb and not rgb else value] += count
+    most = max((top for top, _ in tops), default=0)
+    scan.instance_like = most > 20 and len(set(tops)) > 1 and all(top == distinct for top, distinct in tops)
+    return scan
+
+
+def _distinct(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Count values; for bytes much faster than np.unique, which sorts."""
+    if stored.dtype != np.uint8:
+        return np.unique(stored, return_counts=True)
+    counts = np.bincount(stored.ravel(), minlength=256)
+    found = np.flatnonzero(counts)
+    return found, counts[found]
+
+
+def find_schema(declared: Declared, labels: LabelsConfig, scan: Scan) -> tuple[LabelSchema, list[str]]:
+    """Decide what the stored values mean: the recipe first, then what is declared, then what the maps hold.
+
+    Args:
+        declared: As `read_declared` gives it.
+        labels: The recipe's section, which wins.
+        scan: What the maps hold.
+
+    Returns:
+        The schema, and notes on what was assumed.
+
+    Raises:
+        UserError: When the meaning cannot be told.
+    """
+    notes: list[str] = []
+    explicit = (
+        labels.names or labels.palette or labels.ignore_index is not None or labels.reduce_labels or labels.binary
+    )
+    if "schema" in declared:
+        schema = declared["schema"]
+        if explicit:
+            stored = {"names": schema.stored_names, "values": [value for value, _ in schema.stored]}
+            declared = stored if not schema.rgb else {"names": schema.names, "palette": schema.palette}
+            declared["origin"] = "labels.json and the recipe"
+    if "schema" not in declared:
+        schema = LabelSchema.from_names(**_choose(dict(declared), labels, scan, notes))
+    if labels.merge:
+        schema = schema.merge(labels.merge)
+    if labels.drop:
+        schema = schema.drop(labels.drop)
+    seen = set(scan.counts)
+    ignored = {value for value, i in schema.stored if i is None}
+    if seen == {0, 255} and 255 in ignored and schema.num_labels == 2:
+        notes.append(
+            f"{scan} hold only 0 and 255, and 255 is ignored: if it is {schema.names[1]!r}, --data.labels.binary true"
+        )
+    return schema, notes
+
+
+def _choose(chosen: Declared, labels: LabelsConfig, scan: Scan, notes: list[str]) -> Declared:
+    """Put the recipe over what is declared, and fill what is missing from the scan."""
+    if labels.names:
+        if len(chosen.get("names", ())) != len(labels.names):
+            chosen.pop("values", None)
+            chosen.pop("palette", None)
+        chosen |= {"names": labels.names, "origin": "data.labels of the recipe"}
+    if labels.palette:
+        chosen["palette"] = labels.palette
+    if labels.ignore_index is not None:
+        chosen["ignore_index"] = labels.ignore_index
+    elif labels.binary:  # 255 is what binary maps mark the second class with
+        chosen.pop("ignore_index", None)
+    # Named classes without colours: then it is the colour maps among others that are wrong, each by itself.
+    rgb = scan.rgb and not (chosen.get("names") and not chosen.get("palette") and scan.coloured < scan.looked)
+    chosen |= {"reduce_labels": labels.reduce_labels, "binary": labels.binary, "rgb": rgb}
+    if labels.binary or labels.reduce_labels:
+        chosen.pop("values", None)
+
+    names = chosen.get("names")
+    values = sorted(set(scan.counts) - {chosen.get("ignore_index")})
+    two = names is None or len(names) <= 2
+    if (
+        not labels.binary
+        and not labels.reduce_labels
+        and two
+        and "ignore_index" not in chosen
+        and values
+        and not scan.rgb
+    ):
+        lossy = scan.lossy and values[-1] >= 240
+        sure = values[-1:] == [255] or (values[-1] > 1 if names is None else len(names) == 1)
+        if lossy or (len(values) == 2 and values[0] == 0 and sure):
+            chosen["binary"] = True
+            chosen.pop("values", None)
+            if not lossy:
+                notes.append(
+                    f"labels: {scan} hold only 0 and {values[1]}: assumed binary, {values[1]} is the second class"
+                )
+    if chosen["binary"]:
+        if scan.lossy and values and values[-1] >= 240:
+            chosen["threshold"] = 128
+            notes.append("labels: the maps are JPEGs, whose values are inexact: assumed binary, split at 128")
+        if names is not None and len(names) > 2:
+            raise UserError(
+                f"binary labels, but {len(names)} names are declared ({', '.join(names[:5])}...)", "two names"
+            )
+        chosen.setdefault("names", [])
+        chosen.setdefault("origin", "the recipe: binary" if labels.binary else f"assumed from {scan}")
+    elif rgb and len(chosen.get("palette") or ()) < len(names or ()) + (names is None):
+        _choose_colours(chosen, scan, notes)
+    elif names is None and chosen.get("palette"):
+        chosen["names"] = [hex_colour(colour) for colour in chosen["palette"]]
+        chosen.setdefault("origin", "the palette")
+    elif names is None:
+        _choose_values(chosen, values, scan, notes)
+    return chosen
+
+
+def _choose_colours(chosen: Declared, scan: Scan, notes: list[str]) -> None:
+    """Propose a palette of the colours seen, where they are few and nothing else says what they mean."""
+    common = [(value >> 16, value >> 8 & 255, value & 255) for value, _ in scan.counts.most_common(12)]
+    if chosen.get("names") is not None or len(scan.counts) > MAX_COLOURS or scan.lossy:
+        many = f"{len(scan.counts)} different colours" + (" (JPEG blurs them: save maps as PNG)" if scan.lossy else "")
+        raise UserError(
+            f"the label maps are colour images with no palette to decode them; {scan} hold {many}, most often "
+            f"{', '.join(str(list(colour)) for colour in common)}",
+            "a palette: one colour per class, in the order of the names",
+            "give data.labels.names and data.labels.palette; colours beyond the names are ignored",
+        )
+    colours = sorted((value >> 16, value >> 8 & 255, value & 255) for value in scan.counts)
+    chosen |= {
+        "names": [hex_colour(colour) for colour in colours],
+        "palette": colours,
+        "origin": f"assumed from {scan}",
+    }
+    notes.append(
+        f"labels: the maps are colour images; assumed a class for each of the {len(colours)} colours in {scan}, "
+        "named after it. Give data.labels.names and data.labels.palette for real names"
+    )
+
+
+def _choose_values(chosen: Declared, values: list[int], scan: Scan, notes: list[str]) -> None:
+    """Make classes of the values seen."""
+    reduced = chosen["reduce_labels"]
+    classes = [value for value in values if value != 255 and not (reduced and value == 0)]
+    top = classes[-1] if classes else 0
+    named = "give data.labels.names, in the order of the stored values"
+    if not classes or classes == [0]:
+        seen = ", ".join(map(str, values)) or "no value but the ignored one"
+        raise UserError(f"what the labels mean cannot be told: {scan} hold {seen}", "named classes", named)
+    if scan.instance_like or len(values) > MAX_VALUES or classes[0] < 0:
+        raise UserError(
+            f"{scan} hold {len(values)} different values, {values[0]} to {values[-1]}: these look like instance ids",
+            "class ids",
+            f"{named}; or --data.labels.binary true, where every value above 0 is the foreground",
+        )
+    if len(classes) >= 0.5 * (top + 1 - reduced):
+        names = ["background", "foreground"] if classes == [0, 1] else [f"class_{i}" for i in range(top + 1)]
+        chosen["names"] = names[1:] if reduced else names
+        missing = sorted(set(range(int(reduced), top + 1)) - set(classes))
+        text = f"{scan} hold {0 if 0 in values else classes[0]} to {top}"
+        text += f" but for {', '.join(map(str, missing))}" if missing else ""
+        text += ", and 255, which is taken as unlabelled" if 255 in values else ""
+    else:
+        chosen |= {"values": values, "names": [f"value_{value}" for value in values]}
+        text = f"{scan} hold {', '.join(map(str, values))}; each is a class"
+    chosen["origin"] = f"assumed from {scan}"
+    notes.append(f"labels: {text}: {len(chosen['names'])} classes assumed. For real names {named}")
+
+
+def names_from_features(features: Mapping[str, Any]) -> Declared:
+    """Find class names in the features of a data set: a column such as `classes: Sequence(ClassLabel)`.
+
+    A single ClassLabel is not taken, unless it is named after classes: it is mostly the kind of scene.
+
+    Args:
+        features: `Dataset.features`.
+
+    Returns:
+        Arguments of `LabelSchema.from_names`, or empty.
+    """
+    for column, feature in (features or {}).items():
+        inner = getattr(feature, "feature", None)
+        names = getattr(inner if inner is not None else feature, "names", None)
+        if names and (inner is not None or column in ("classes", "class_names", "label_names", "semantic_classes")):
+            return {"names": list(names), "origin": f"the feature {column!r}"}
+    return {}
+
+
+def names_from_model(names: Sequence[str], scan: Scan) -> Declared:
+    """Take the names of a model where the maps hold just as many values, and nothing else names them.
+
+    Args:
+        names: The model's class names, in the order of its ids.
+        scan: What the maps hold.
+
+    Returns:
+        Arguments of `LabelSchema.from_names`, or empty.
+    """
+    top = max((value for value in scan.counts if value != 255), default=-1)
+    given = not all(name.startswith("LABEL_") for name in names)
+    fits = top + 1 == len(names) and not scan.rgb and given
+    return {"names": list(names), "origin": "the model's config"} if fits else {}

@@ -1,0 +1,413 @@
+"""Data sources: a hub id, a folder, parquet, `save_to_disk` or the embedded shapes, all as one kind of object."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+from hfseg.data.folders import split_name
+from hfseg.data.images import Sample, decode_map, look_at, name_of, read_row
+from hfseg.data.readers import find_beside, find_on_hub, read_hub, read_local, read_shapes
+from hfseg.data.schemas import (
+    MAX_MAPS,
+    Scan,
+    find_schema,
+    names_from_features,
+    names_from_model,
+    read_declared,
+    scan_maps,
+)
+from hfseg.errors import BadSample, UserError, one_of
+from hfseg.labels import LabelSchema
+from hfseg.recipe import LabelsConfig
+
+IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "photo", "picture", "input", "file_name")
+LABEL_COLUMNS = (
+    *("semantic_map", "label", "labels", "annotation", "annotations", "mask", "masks", "segmentation", "seg"),
+    *(
+        "segmentation_mask",
+        "segmentation_map",
+        "semantic_segmentation",
+        "label_map",
+        "gt",
+        "ground_truth",
+        "target",
+    ),
+)
+STREAM_MAPS, STREAM_VALIDATION = (
+    16,
+    100,
+)  # rows of a stream that are scanned, and held out if its size is unknown
+
+
+class _WithSchema:
+    """What both kinds of data share."""
+
+    schema: LabelSchema
+    notes: list[str]
+    train: str | None
+    validation: str | None
+    channels: int
+    labels: LabelsConfig | LabelSchema
+    source: str = "data given by the caller"
+    revision: str | None = None
+
+    def _describe(self, schema: LabelSchema, notes: list[str]) -> None:
+        self.schema, self.notes = schema, notes
+        self.train = "train" if "train" in self else None
+        others = ("validation", "test") if self.train else ("validation", "test", *self)
+        self.validation = next((name for name in others if name in self), None)
+        self.channels = 3
+        self.labels = LabelsConfig()
+
+    def find_split(self, name: str) -> str:
+        """Find a split by its name or one that means the same, such as "val".
+
+        Args:
+            name: The split.
+
+        Returns:
+            Its key.
+
+        Raises:
+            UserError: When there is no such split.
+        """
+        return name if name in self else one_of(split_name(name), list(self), "split")
+
+
+class SegmentationData(_WithSchema, datasets.DatasetDict):
+    """A `datasets.DatasetDict` with columns `image`, `semantic_map` (undecoded) and `image_id`, and a schema.
+
+    Args:
+        splits: Dataset by split.
+        schema: What the stored values of `semantic_map` mean.
+        notes: What was found and assumed, for people.
+
+    Attributes:
+        train: The split to train on, or None.
+        validation: The split to evaluate on, or None.
+        labels: The choices about labels that were given to `load_data`.
+        channels: How many channels a model for these images takes: 3 for pictures, grey ones included, else the
+            number of bands.
+
+    Example:
+        >>> from hfseg.data import load_data
+        >>> data = load_data("shapes", scenes=4)
+        >>> data.read(data.train, 0).semantic_map.shape
+        (128, 128)
+    """
+
+    streaming = False
+
+    def __init__(self, splits: Mapping[str, datasets.Dataset], schema: LabelSchema, notes: list[str] | None = None):
+        super().__init__(splits)
+        self._describe(schema, notes or [])
+
+    def read(self, split: str, index: int, channels: int | None = None) -> Sample:
+        """Decode one row and give its map class ids.
+
+        Args:
+            split: Name of the split.
+            index: Which row.
+            channels: Channels of the image; by default `self.channels`.
+
+        Returns:
+            The sample.
+
+        Raises:
+            BadSample: When it cannot be used.
+        """
+        return read_row(self[split][index], self.schema, channels or self.channels)
+
+
+class StreamingSegmentationData(_WithSchema, datasets.IterableDatasetDict):
+    """The same over streams: rows come in their order, and `read` has to run through those before.
+
+    Args:
+        splits: IterableDataset by split.
+        schema: What the stored values of `semantic_map` mean.
+        notes: What was found and assumed, for people.
+    """
+
+    streaming = True
+
+    def __init__(self, splits: Mapping[str, datasets.IterableDataset], schema: LabelSchema, notes: list[str]):
+        super().__init__(splits)
+        self._describe(schema, notes)
+
+    def read(self, split: str, index: int, channels: int | None = None) -> Sample:
+        """Decode one row and give its map class ids, as `SegmentationData.read` does."""
+        for row in self[split].skip(index).take(1):
+            return read_row(row, self.schema, channels or self.channels, f"{split}[{index}]")
+        raise IndexError(f"the stream {split!r} ends before row {index}")
+
+
+def load_data(
+    path: str | Path,
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+    labels: LabelsConfig | LabelSchema | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    validation_fraction: float = 0.1,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    model_names: Sequence[str] = (),
+    scenes: int | None = None,
+    on_bad_sample: str = "stop",
+    seed: int = 42,
+) -> SegmentationData | StreamingSegmentationData:
+    """Load images with label maps, whatever the source, and find out what the labels mean.
+
+    Args:
+        path: `shapes`, `shapes/source`, `shapes/target`, a folder, a parquet file or a hub id.
+        name: Configuration of a hub data set.
+        revision: Branch, tag or commit of a hub data set.
+        streaming: Read a hub data set row by row.
+        labels: What the recipe says about labels, or a complete schema to use as it is.
+        train_split: Split to train on; found if not given.
+        validation_split: Split to evaluate on; found if not given.
+        validation_fraction: Share of the training split held out where there is no validation split; 0 holds
+            nothing out.
+        image_column: Column of the images; found if not given.
+        label_column: Column of the label maps; found if not given.
+        model_names: Class names of the model, used where nothing names the classes and the maps hold as many values.
+        scenes: Training scenes of `shapes`.
+        on_bad_sample: `stop`, or `skip`, which leaves out images without map, maps without image and rows of a
+            repeated `image_id`, and accepts unknown label values until they are read.
+        seed: Of the held-out split and of the sample of maps that is looked at.
+
+    Returns:
+        The data. Splits called val, valid, dev... are called "validation", and so on.
+
+    Raises:
+        UserError: When the data cannot be found or understood.
+        BadSample: When a label map holds values that have no meaning.
+
+    Example:
+        >>> data = load_data("shapes/target", scenes=8)
+        >>> data.train, data.validation, len(data["train"])
+        ('train', 'validation', 8)
+    """
+    if not 0 <= validation_fraction < 1:
+        raise UserError(f"data.validation_fraction is {validation_fraction}", "0 or more, below 1")
+    labels = labels or LabelsConfig()
+    path, skip = str(path), on_bad_sample == "skip"
+    declared, notes = {}, []
+    if path == "shapes" or path.startswith("shapes/"):
+        splits, declared = read_shapes(path, scenes)
+    elif os.path.exists(os.path.expanduser(path)):
+        root = Path(path).expanduser()
+        binary = labels.threshold is not None if isinstance(labels, LabelSchema) else labels.binary
+        splits, notes = read_local(root, instances=binary, streaming=streaming, skip=skip)
+        declared = read_declared(partial(find_beside, root))
+    else:
+        splits = read_hub(path, name, revision, streaming)
+        declared = read_declared(partial(find_on_hub, path, revision))
+
+    splits = {key: _with_features(rows) for key, rows in _canonical_names(splits).items()}
+    features = next(iter(splits.values())).features
+    image_column, label_column = _find_columns(features, image_column, label_column)
+    splits = {key: _canonical(rows, key, image_column, label_column) for key, rows in splits.items()}
+    splits = {key: _checked(rows, key, skip, notes) for key, rows in splits.items()}
+    streamed = isinstance(next(iter(splits.values())), datasets.IterableDataset)
+    if streaming and not streamed:
+        notes.append("data.streaming is for the hub and parquet: files of a folder are read one by one anyway")
+
+    sample, total = _sample_maps(splits, seed)
+    scan = scan_maps((value for _, value in sample()), total)
+    if isinstance(labels, LabelSchema):
+        schema = labels
+    else:
+        declared = declared or names_from_features(features) or names_from_model(model_names, scan)
+        schema, more = find_schema(declared, labels, scan)
+        notes += more
+    if not skip:
+        _refuse_unknown(schema, scan, sample)
+
+    data = (StreamingSegmentationData if streamed else SegmentationData)(splits, schema, notes)
+    if train_split:
+        data.train = data.find_split(train_split)
+    if validation_split:
+        data.validation = data.find_split(validation_split)
+    elif data.train and "validation" not in data and validation_fraction:
+        _hold_out(data, validation_fraction, seed)
+    data.channels = _count_channels(data)
+    # Of a local folder only the name: where it lies is nobody's business on a published card.
+    data.source = Path(path).resolve().name if os.path.exists(os.path.expanduser(path)) else path
+    data.labels, data.revision = labels, revision
+    return data
+
+
+# -- canonical splits and columns ---------------------------------------------------------------------------
+
+
+def _canonical_names(splits: dict[str, Any]) -> dict[str, Any]:
+    """Give splits their usual names, unless another one has it."""
+    result: dict[str, Any] = {}
+    for key, rows in splits.items():
+        usual = split_name(key)
+        result[key if usual in splits or usual in result else usual] = rows
+    return result
+
+
+def _with_features(rows: Any) -> Any:
+    """Streams of some formats know their columns only after a look at the first row."""
+    return rows._resolve_features() if rows.features is None else rows
+
+
+def _find_columns(features: Mapping[str, Any], image: str | None, label: str | None) -> tuple[str, str]:
+    """Tell which columns hold images and label maps."""
+    for given in (image, label):
+        if given is not None:
+            one_of(given, list(features), "column")
+    pictures = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
+    binary = [key for key in features if key not in pictures and _may_hold_files(features[key])]
+    free = [key for key in (*pictures, *binary) if key not in (image, label)]
+    image = image or next((key for key in IMAGE_COLUMNS if key in free), None)
+    label = label or next((key for key in LABEL_COLUMNS if key in free and key != image), None)
+    left = [key for key in pictures if key not in (image, label)]
+    if image is None and len(left) == 1:
+        image = left.pop()
+    if label is None and len(left) == 1:
+        label = left.pop()
+    if image is None or label is None:
+        kinds = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in features.items())
+        missing = "image" if image is None else "label map"
+        raise UserError(
+            f"no {missing} column found among: {kinds}",
+            "an image and a label map column",
+            "--data.image_column NAME --data.label_column NAME" if len(pictures) > 1 else "use a segmentation data set",
+        )
+    return image, label
+
+
+def _may_hold_files(feature: Any) -> bool:
+    """Paths, arrays, and {bytes, path} of parquet files that lost their features."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("string", "large_string", "binary", "large_binary")
+    if isinstance(feature, dict):
+        return "bytes" in feature
+    return type(feature).__name__ in ("Array2D", "Array3D")
+
+
+def _canonical(rows: Any, split: str, image: str, label: str) -> Any:
+    """Select, rename and leave undecoded."""
+    if image not in rows.features or label not in rows.features:
+        raise UserError(
+            f"the split {split!r} has the columns {', '.join(rows.features)}",
+            f"{image} and {label} in every split",
+        )
+    keep = [image, label] + (["image_id"] if "image_id" in rows.features else [])
+    rows = rows.select_columns(keep).rename_columns(
+        {old: new for old, new in ((image, "image"), (label, "semantic_map")) if old != new}
+    )
+    for column in ("image", "semantic_map"):
+        feature = rows.features[column]
+        if isinstance(feature, (datasets.Image, dict)):
+            rows = rows.cast_column(column, datasets.Image(decode=False))
+    return rows
+
+
+def _checked(rows: Any, split: str, skip: bool, notes: list[str]) -> Any:
+    """Refuse an empty split and repeated ids; give ids where there are none."""
+    if isinstance(rows, datasets.IterableDataset):
+        return rows
+    if not len(rows):
+        raise UserError(f"the split {split!r} is empty", "at least one image", "remove it, or fill it")
+    if "image_id" not in rows.column_names:
+        return rows.add_column("image_id", [f"{split}[{i}]" for i in range(len(rows))])
+    ids = rows["image_id"][:]
+    if len(set(ids)) == len(ids):
+        return rows
+    repeated = [key for key, count in Counter(ids).most_common(3) if count > 1]
+    if not skip:
+        raise UserError(
+            f"{split}: {len(ids) - len(set(ids))} rows repeat the image_id of another, such as "
+            + ", ".join(map(repr, repeated)),
+            "each image_id once",
+            "make them unique, or --data.on_bad_sample skip keeps the first of each",
+        )
+    first = {key: i for i, key in reversed(list(enumerate(ids)))}
+    notes.append(f"{split}: {len(ids) - len(first)} rows with a repeated image_id left out")
+    return rows.select(sorted(first.values()))
+
+
+def _hold_out(data: SegmentationData | StreamingSegmentationData, fraction: float, seed: int) -> None:
+    """Make a validation split out of the training split, and say so."""
+    rows = data[data.train]
+    if data.streaming:
+        info = (rows.info.splits or {}).get(str(rows.split)) if rows.info else None
+        count = max(1, round(fraction * info.num_examples)) if info and info.num_examples else STREAM_VALIDATION
+        data["validation"], data["train"] = rows.take(count), rows.skip(count)
+        data.notes.append(f"no validation split: the first {count} rows of the stream are held out for it")
+    elif len(rows) < 2:
+        data.validation = None
+        data.notes.append("one image, from which no validation split can be made")
+        return
+    else:
+        count = min(max(1, round(fraction * len(rows))), len(rows) - 1)
+        order = np.random.default_rng(seed).permutation(len(rows))
+        data["validation"] = rows.select(np.sort(order[:count]))
+        data["train"] = rows.select(np.sort(order[count:]))
+        data.notes.append(
+            f"no validation split: {count} of {len(rows)} training images are held out for it, drawn with seed {seed}"
+        )
+    data.validation = "validation"
+
+
+def _count_channels(data: SegmentationData | StreamingSegmentationData) -> int:
+    """Pictures go to models of three channels; other files to models of as many as they have bands."""
+    rows = next(iter(data.values()))
+    if data.streaming or isinstance(rows.features["image"], datasets.Image):
+        return 3
+    try:
+        bands = look_at(rows[0]["image"]).bands
+    except BadSample:  # reading it will say why
+        return 3
+    return 3 if bands == 1 else bands
+
+
+# -- looking at maps ----------------------------------------------------------------------------------------
+
+
+def _sample_maps(splits: dict[str, Any], seed: int) -> tuple[Callable[[], Iterator[tuple[str, Any]]], int | None]:
+    """Draw label maps from all splits, the same ones every time: (where from, value)."""
+    if isinstance(next(iter(splits.values())), datasets.IterableDataset):
+        first, rows = next(iter(splits.items()))
+
+        def stream():
+            for i, row in enumerate(rows.take(STREAM_MAPS)):
+                yield f"{first}[{i}]", row["semantic_map"]
+
+        return stream, None
+    places = [(split, i) for split, rows in splits.items() for i in range(len(rows))]
+    order = np.random.default_rng(seed).permutation(len(places))[:MAX_MAPS]
+    maps = {split: rows.select_columns(["semantic_map"]) for split, rows in splits.items()}
+
+    def draw():
+        for split, i in (places[k] for k in order):
+            yield f"{split}[{i}]", maps[split][i]["semantic_map"]
+
+    return draw, len(places)
+
+
+def _refuse_unknown(schema: LabelSchema, scan: Scan, sample: Callable[[], Iterator[tuple[str, Any]]]) -> None:
+    """Raise now, rather than at step 200, for stored values without a meaning."""
+    for place, distinct in scan.maps:
+        try:
+            schema.apply(distinct)
+        except BadSample:
+            name, value = next(itertools.islice(sample(), place, None))
+            name = name_of(value) or name
+            schema.apply(decode_map(value, name), name)

@@ -1,0 +1,1 @@
+"""What is published: model cards, and pushing to the hub."""

@@ -1,0 +1,443 @@
+"""Label values and what they mean: the only code of hfseg that changes the values of a label map.
+
+A *stored* value is what a file holds (an index, a grey level, a colour). A *class id* is what models learn:
+0 to n - 1, and `ignore_index` where nobody said what the pixel is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hfseg.errors import BadSample, UserError, one_of
+from hfseg.remap import (
+    Colour,
+    check_colour,
+    hex_colour,
+    list_colours,
+    list_indices,
+    make_palette,
+    percent,
+    plain,
+    show,
+    show_all,
+    unique,
+)
+
+RGB = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # a colour @ RGB is its stored value
+
+
+@dataclass(frozen=True)
+class LabelSchema:
+    """The classes of a data set and the remap from the values in its files to class ids.
+
+    Usually made by `from_names`, or found by `hfseg.load_data`.
+
+    Args:
+        names: Name of each class id.
+        palette: (red, green, blue) of each class id, 0 to 255.
+        stored: Pairs of a stored value and its class id, or None where the pixel is ignored.
+        stored_names: What each pair's stored value is called; parallel to `stored`.
+        rgb: Whether stored maps are colour images; a stored value is then red << 16 | green << 8 | blue.
+        threshold: For binary maps: a value that `stored` does not name counts as this one if it is at least as
+            large, else as 0. None: such a value is refused.
+        origin: How the schema was found, for people.
+
+    Example:
+        >>> schema = LabelSchema.from_names(["road", "car", "void"], ignore_index=2)
+        >>> schema.apply(np.array([[0, 1, 2]], dtype=np.uint8)).tolist()
+        [[0, 1, 255]]
+    """
+
+    names: tuple[str, ...]
+    palette: tuple[Colour, ...]
+    stored: tuple[tuple[int, int | None], ...]
+    stored_names: tuple[str, ...]
+    rgb: bool = False
+    threshold: int | None = None
+    origin: str = "given"
+
+    # -- what models ask --------------------------------------------------------------------------------
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes."""
+        return len(self.names)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class name by class id, as transformers wants it."""
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Class id by class name."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    @property
+    def ignore_index(self) -> int:
+        """The id of pixels without a class: 255 up to 255 classes, 65535 above."""
+        return 255 if self.num_labels <= 255 else 65535
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The type of a map of class ids: uint8, or uint16 above 255 classes."""
+        return np.dtype(np.uint8 if self.num_labels <= 255 else np.uint16)
+
+    # -- how it is made ---------------------------------------------------------------------------------
+
+    @classmethod
+    def from_names(
+        cls,
+        names: Sequence[str],
+        palette: Sequence[Sequence[int]] | None = None,
+        *,
+        values: Sequence[int] | None = None,
+        ignore_index: int | None = None,
+        ignore_name: str | None = None,
+        reduce_labels: bool = False,
+        binary: bool = False,
+        threshold: int = 1,
+        rgb: bool = False,
+        origin: str = "given",
+    ) -> LabelSchema:
+        """Make a schema from names in the order of the stored values.
+
+        Stored 255 (65535 above 255 classes) is ignored too, unless it is a class or the maps are binary.
+
+        Args:
+            names: Names of the stored values. The one that is ignored may be among them.
+            palette: A colour per name. With `rgb`, it decodes the maps, and colours beyond the names are ignored.
+            values: The stored values, if they are not 0, 1, 2...
+            ignore_index: The stored value (with `rgb`: the position in `palette`) of unlabelled pixels.
+            ignore_name: What that value is called.
+            reduce_labels: Stored 0 is ignored and stored k is class k - 1. A first name such as "unlabeled" or
+                "background" is taken as the name of stored 0.
+            binary: Two classes: 0, and every value from `threshold` up.
+            threshold: The smallest value of the second class of a binary map.
+            rgb: Maps are colour images. If `binary`, black is the first class and all else the second.
+            origin: How this was found, for people.
+
+        Returns:
+            The schema.
+
+        Raises:
+            UserError: When the choices contradict each other.
+
+        Example:
+            >>> LabelSchema.from_names(["wall", "floor"], reduce_labels=True).apply(np.array([[0, 1, 2]])).tolist()
+            [[255, 0, 1]]
+            >>> LabelSchema.from_names(["crack"], binary=True).apply(np.array([[0, 255]])).tolist()
+            [[0, 1]]
+        """
+        names = unique(str(name) for name in names)
+        colours = [check_colour(colour) for colour in palette] if palette is not None else []
+        if binary:
+            if len(names) < 2:
+                names = ["background", *(names or ["foreground"])]
+                colours = [(0, 0, 0), *colours] if len(colours) == 1 else colours
+            if len(names) > 2:
+                raise UserError(f"binary labels with {len(names)} names", "two names", "leave out binary, or merge")
+            threshold += threshold == ignore_index
+            values = [0, threshold]
+        if not names:
+            raise UserError("no class names", "at least one", "give data.labels.names")
+        if rgb and not binary:
+            listed = list_colours(names, colours, ignore_index, ignore_name)
+        else:
+            listed = list_indices(names, colours, values, ignore_index, ignore_name, reduce_labels, binary)
+        kept = [entry for entry in listed if not entry.ignored]
+        if not 0 < len(kept) <= 65535:
+            raise UserError(f"{len(kept)} classes left after the ignored ones", "1 to 65535 classes")
+        made_up = [(0, 0, 0) if plain(e.name) == "background" else c for e, c in zip(kept, make_palette(len(kept)))]
+        ids = {entry.value: i for i, entry in enumerate(kept)}
+        return cls(
+            names=tuple(entry.name for entry in kept),
+            palette=tuple(entry.colour or colour for entry, colour in zip(kept, made_up)),
+            stored=tuple((entry.value, ids.get(entry.value)) for entry in listed),
+            stored_names=tuple(entry.name for entry in listed),
+            rgb=rgb,
+            threshold=threshold if binary else None,
+            origin=origin,
+        )
+
+    def merge(self, groups: Mapping[str, Iterable[str]]) -> LabelSchema:
+        """Make one class out of several, at the place of the first of them.
+
+        Args:
+            groups: The names to join, by the name of the new class. A class that has that name already joins too.
+
+        Returns:
+            The new schema.
+
+        Raises:
+            UserError: When a name is unknown or in two groups.
+
+        Example:
+            >>> LabelSchema.from_names(["road", "car", "truck"]).merge({"vehicle": ["car", "truck"]}).names
+            ('road', 'vehicle')
+        """
+        target: dict[str, str] = {}
+        for new, members in groups.items():
+            for name in {*members, *({new} & set(self.names))}:
+                one_of(name, self.names, "class to merge")
+                if name in target:
+                    raise UserError(f"class {name!r} is merged twice", "each class in one group", "data.labels.merge")
+                target[name] = new
+        return self._renamed([target.get(name, name) for name in self.names])
+
+    def drop(self, names: Iterable[str]) -> LabelSchema:
+        """Ignore the pixels of these classes.
+
+        Args:
+            names: Classes that are no longer learnt.
+
+        Returns:
+            The new schema.
+
+        Raises:
+            UserError: When a name is unknown, or no class is left.
+
+        Example:
+            >>> LabelSchema.from_names(["road", "car", "truck"]).drop(["car"]).apply(np.array([[0, 1, 2]])).tolist()
+            [[0, 255, 1]]
+        """
+        dropped = {one_of(name, self.names, "class to drop") for name in names}
+        return self._renamed([None if name in dropped else name for name in self.names])
+
+    def _renamed(self, new: list[str | None]) -> LabelSchema:
+        """A class id takes the new name at its place, shares it with others, or loses it (None)."""
+        names = list(dict.fromkeys(name for name in new if name is not None))
+        if not names:
+            raise UserError("every class is dropped", "at least one class", "data.labels.drop")
+        old_id = {name: i for i, name in reversed(list(enumerate(new)))}
+        ids = [None if name is None else names.index(name) for name in new]
+        return dataclasses.replace(
+            self,
+            names=tuple(names),
+            palette=tuple(self.palette[old_id[name]] for name in names),
+            stored=tuple((value, None if i is None else ids[i]) for value, i in self.stored),
+        )
+
+    # -- what it does -----------------------------------------------------------------------------------
+
+    def apply(self, stored_map: np.ndarray, sample: str = "") -> np.ndarray:
+        """Turn a stored map into class ids.
+
+        Args:
+            stored_map: (H, W) integers, or (H, W, 3) uint8 where the schema is `rgb`.
+            sample: The file or row, for messages.
+
+        Returns:
+            (H, W) class ids of type `dtype`, `ignore_index` where ignored.
+
+        Raises:
+            BadSample: When the map holds values that the schema does not know.
+        """
+        values = np.asarray(stored_map)
+        if values.ndim == 3 and not self.rgb:
+            raise BadSample(
+                sample or "label map",
+                "a colour map, but the labels have no palette to decode it",
+                "single-channel maps of class ids, or RGB maps with data.labels.palette",
+                "give data.labels.names and data.labels.palette, a colour per class",
+            )
+        if self.rgb:  # a map whose colours are all grey comes as one channel
+            values = values.astype(np.uint32)
+            values = values * 0x010101 if values.ndim == 2 else values @ RGB
+        keys, key_ids, lut, (below, above) = self._lookup
+        if values.dtype in (np.uint8, np.uint16):
+            ids = lut[values]
+        else:
+            position = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
+            other = below if self.threshold is None else np.where(values >= self.threshold, above, below)
+            ids = np.where(keys[position] == values, key_ids[position], other)
+        if ids.size and ids.min() < 0:
+            raise self._unknown(values[ids < 0], values.size, sample)
+        return ids.astype(self.dtype)
+
+    @functools.cached_property
+    def _lookup(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
+        """Sorted keys with their ids, a table for 8 and 16 bits, and the ids of values that are not named."""
+        order = sorted((value, self.ignore_index if i is None else i) for value, i in self.stored)
+        keys = np.array([value for value, _ in order], dtype=np.int64)
+        ids = np.array([i for _, i in order], dtype=np.int32)
+        by_value = dict(order)
+        other = (-1, -1) if self.threshold is None else (by_value[0], by_value[self.threshold])
+        lut = np.full(65536, other[0], dtype=np.int32)
+        if self.threshold is not None:
+            lut[self.threshold :] = other[1]
+        inside = (keys >= 0) & (keys < 65536)
+        lut[keys[inside]] = ids[inside]
+        return keys, ids, lut, other
+
+    def _unknown(self, values: np.ndarray, size: int, sample: str) -> BadSample:
+        found, counts = np.unique(values, return_counts=True)
+        order = np.argsort(-counts)[:8]
+        listed = ", ".join(f"{show(int(found[i]), self.rgb)} ({percent(counts[i] / size)} of it)" for i in order)
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        known = show_all([value for value, i in self.stored if i is not None], self.rgb)
+        ignored = [show(value, self.rgb) for value, i in self.stored if i is None]
+        allowed = known + (f"; ignored: {', '.join(ignored)}" if ignored else "")
+        top, values = int(found[-1]), [value for value, i in self.stored if i is not None]
+        if self.rgb:
+            fix = "add the colours to data.labels.palette; those beyond data.labels.names are ignored"
+        elif len(found) > 16:
+            fix = "so many values look like instance ids, or a map saved as JPEG: save class ids as PNG"
+            fix += ", or --data.labels.binary true" if self.num_labels <= 2 else ""
+        elif self.num_labels == 2 and len(found) == 1 and top > 2:
+            fix = f"--data.labels.binary true if {top} is the second class, else --data.labels.ignore_index {top}"
+        elif len(found) == 1 and top == max(values) + 1 and min(values) == 0:
+            fix = f"--data.labels.reduce_labels true if 0 is unlabelled, --data.labels.ignore_index {top} if {top} is"
+        elif len(found) == 1:
+            fix = f"--data.labels.ignore_index {top} if it means unlabelled, else add its name to data.labels.names"
+        else:
+            fix = f"give data.labels.names with a name for every stored value, 0 to {top}"
+        return BadSample(sample or "label map", f"values that are not among the labels: {listed}{more}", allowed, fix)
+
+    def reads(self, other: LabelSchema) -> bool:
+        """Tell whether this schema can take the place of one that was found in the data.
+
+        Args:
+            other: Of the data.
+
+        Returns:
+            True when every stored value of a class in `other` is known here by the same name, and none that is
+            ignored in `other` is a class here.
+
+        Example:
+            >>> found = LabelSchema.from_names(["road", "car"])
+            >>> found.drop(["car"]).reads(found), found.reads(LabelSchema.from_names(["car", "road"]))
+            (True, False)
+        """
+        known = {value: plain(name) for (value, _), name in zip(self.stored, self.stored_names, strict=True)}
+        ids = dict(self.stored)
+        return (self.rgb, self.threshold) == (other.rgb, other.threshold) and all(
+            ids.get(value) is None if i is None else known.get(value) == plain(name)
+            for (value, i), name in zip(other.stored, other.stored_names, strict=True)
+        )
+
+    def align(self, names: Sequence[str]) -> np.ndarray:
+        """Find these classes among other names, whatever the case, spaces, underscores and hyphens.
+
+        Args:
+            names: The other class names, in the order of their ids.
+
+        Returns:
+            (num_labels,) the id of each class among `names`, -1 where it has none.
+
+        Example:
+            >>> LabelSchema.from_names(["traffic light", "car"]).align(["Car", "Traffic_Light"]).tolist()
+            [1, 0]
+        """
+        place = {plain(name): i for i, name in reversed(list(enumerate(names)))}
+        return np.array([place.get(plain(name), -1) for name in self.names], dtype=np.int64)
+
+    # -- for people and files ---------------------------------------------------------------------------
+
+    def table(self, limit: int = 64) -> str:
+        """Write the remap as a table: stored value, its name, class id, class name, colour.
+
+        Args:
+            limit: Show at most this many stored values.
+
+        Returns:
+            Lines of text.
+
+        Example:
+            >>> print(LabelSchema.from_names(["road", "void"], [(128, 64, 128), (0, 0, 0)], ignore_index=1).table())
+            1 class (given)
+            stored  called   id  class    colour
+            0       road     0   road     #804080
+            1       void     -   ignored
+            255     ignored  -   ignored
+        """
+        rows = [("stored", "called", "id", "class", "colour")]
+        for (value, i), called in zip(self.stored[:limit], self.stored_names, strict=False):
+            shown = show(value, self.rgb) + (" and above" if value == self.threshold else "")
+            rest = ("-", "ignored", "") if i is None else (str(i), self.names[i], hex_colour(self.palette[i]))
+            rows.append((shown, called, *rest))
+        widths = [max(len(row[k]) for row in rows) for k in range(5)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        if len(self.stored) > limit:
+            lines.append(f"... and {len(self.stored) - limit} more")
+        count = f"{self.num_labels} class{'es' if self.num_labels > 1 else ''}"
+        return "\n".join([f"{count} ({self.origin})", *lines])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the schema as plain JSON values, the content of labels.json."""
+        return {
+            "names": list(self.names),
+            "palette": [list(colour) for colour in self.palette],
+            "ignore_index": self.ignore_index,
+            "rgb": self.rgb,
+            "threshold": self.threshold,
+            "remap": [
+                {"stored": value, "name": name, "id": i}
+                for (value, i), name in zip(self.stored, self.stored_names, strict=True)
+            ],
+            "origin": self.origin,
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> LabelSchema:
+        """Read what `to_dict` wrote.
+
+        Args:
+            content: The content of labels.json.
+
+        Returns:
+            The schema.
+
+        Raises:
+            UserError: When something is missing or contradicts itself.
+        """
+        try:
+            schema = cls(
+                names=tuple(str(name) for name in content["names"]),
+                palette=tuple(check_colour(colour) for colour in content["palette"]),
+                stored=tuple((int(e["stored"]), None if e["id"] is None else int(e["id"])) for e in content["remap"]),
+                stored_names=tuple(str(e["name"]) for e in content["remap"]),
+                rgb=bool(content.get("rgb", False)),
+                threshold=content.get("threshold"),
+                origin=str(content.get("origin", "given")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"labels without {error}", "names, palette and remap, as hfseg writes them") from error
+        ids = {i for _, i in schema.stored if i is not None}
+        if len(schema.palette) != schema.num_labels or not ids <= set(range(schema.num_labels)):
+            raise UserError("labels whose palette or remap does not fit their names", "a colour per name, ids below n")
+        return schema
+
+    def save(self, path: str | Path) -> None:
+        """Write labels.json.
+
+        Args:
+            path: The file.
+        """
+        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path) -> LabelSchema:
+        """Read labels.json.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The schema.
+
+        Raises:
+            UserError: When it is missing or not such a file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except (OSError, json.JSONDecodeError, UserError) as error:
+            raise UserError(f"{path} cannot be read as labels: {error}", "a labels.json that hfseg wrote") from error

@@ -1,0 +1,408 @@
+"""Load a checkpoint, give it new labels, and say exactly what was loaded, what is new and what was dropped."""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModelForSemanticSegmentation,
+    SegformerConfig,
+    SegformerImageProcessor,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.utils import cached_file
+
+from hfseg.errors import UserError, one_of
+from hfseg.labels import LabelSchema
+from hfseg.models.families import FAMILIES, Family, family_of
+from hfseg.models.quiet import quiet_transformers
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
+
+# Configurations of the Mix Transformers, so that `--model.weights random` needs no network.
+_MIT = {
+    "b0": ([32, 64, 160, 256], [2, 2, 2, 2], 256),
+    "b1": ([64, 128, 320, 512], [2, 2, 2, 2], 256),
+    "b2": ([64, 128, 320, 512], [3, 4, 6, 3], 768),
+    "b3": ([64, 128, 320, 512], [3, 4, 18, 3], 768),
+    "b4": ([64, 128, 320, 512], [3, 8, 27, 3], 768),
+    "b5": ([64, 128, 320, 512], [3, 6, 40, 3], 768),
+}
+KNOWN_CONFIGS = {
+    f"nvidia/mit-{size}": {"hidden_sizes": widths, "depths": depths, "decoder_hidden_size": decoder}
+    for size, (widths, depths, decoder) in _MIT.items()
+}
+
+
+@dataclass
+class LoadReport:
+    """What became of the tensors of a checkpoint.
+
+    Attributes:
+        name: Where the checkpoint came from.
+        loaded: How many tensors of the network were read from it.
+        new: Names of tensors that start from random values.
+        dropped: Names of tensors of the checkpoint that the network has no place for.
+        kept_classes: Classes whose weights were kept because the checkpoint knows them by name.
+        notes: Everything else a user should know, a sentence each.
+    """
+
+    name: str
+    loaded: int = 0
+    new: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    kept_classes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.name}: {self.loaded} tensors loaded, {len(self.new)} new, {len(self.dropped)} dropped"]
+        lines += [f"  new:     {_grouped(self.new)}"] if self.new and self.loaded else []
+        lines += [f"  dropped: {_grouped(self.dropped)}"] if self.dropped else []
+        lines += [f"  kept by name: {', '.join(self.kept_classes)}"] if self.kept_classes else []
+        return "\n".join(lines + [f"  {note}" for note in self.notes])
+
+
+def _grouped(names: list[str]) -> str:
+    """Returns tensor names as their modules, a few of them."""
+    modules = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
+    return ", ".join(modules[:6]) + (f" and {len(modules) - 6} more" if len(modules) > 6 else "")
+
+
+def load_model(
+    name: str,
+    labels: LabelSchema | None = None,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    weights: str = "pretrained",
+    config: dict[str, Any] | None = None,
+    channels: int = 3,
+    image_size: int | tuple[int, int] | None = None,
+    trust_remote_code: bool = False,
+):
+    """Loads a semantic segmentation model and its image processor for given labels.
+
+    The head gets one output per class of `labels`. Classes that the checkpoint already knows by name keep their
+    weights, the others start fresh. `model.load_report` says what happened to every tensor.
+
+    Args:
+        name: Hub id, local folder, `hfseg/shapes-segformer` (shipped with the package), or a transformers model
+            type such as `segformer`, which gives random weights.
+        labels: The classes to predict; None keeps those of the checkpoint.
+        revision: Branch, tag or commit on the hub.
+        token: Hub token, if not the one that is logged in.
+        weights: `pretrained` or `random`.
+        config: Fields of the configuration to override.
+        channels: Bands of the images; the first convolution is adapted when the checkpoint has others.
+        image_size: What the processor resizes to: shortest side, or (height, width); None leaves images as they
+            are, unless the network needs one size.
+        trust_remote_code: Whether code in the model's repository may run.
+
+    Returns:
+        A tuple of the model, in evaluation mode and float32, and its image processor, which never changes labels.
+
+    Raises:
+        UserError: When nothing is found under `name`, or its weights do not fit the network.
+
+    Example:
+        >>> schema = LabelSchema.from_names(["background", "crack"])
+        >>> model, processor = load_model("segformer", labels=schema, config={"depths": [1, 1, 1, 1]})
+        >>> model.config.id2label
+        {0: 'background', 1: 'crack'}
+    """
+    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    source = resolve_name(name)
+    report = LoadReport(name)
+    model_config = _load_config(name, source, weights, config or {}, hub)
+    family = family_of(model_config)
+    if source in CONFIG_MAPPING or weights == "random":
+        if labels is not None:
+            _set_labels(model_config, labels)
+        for part in (model_config, getattr(model_config, "backbone_config", None)):
+            if part is not None:
+                part.num_channels = channels
+        model = AutoModelForSemanticSegmentation.from_config(model_config).float()
+        report.new = list(model.state_dict())
+        report.notes.append("all weights are random")
+    else:
+        model = _load_weights(source, model_config, family, report, hub)
+        if labels is not None:
+            _relabel(model, family, labels, report)
+        if channels != _input_channels(model):
+            _adapt_channels(model, channels, report)
+    processor = _load_processor(source, hub, report)
+    _configure_processor(processor, family, model.config, channels, image_size)
+    model.load_report = report
+    return model.eval(), processor
+
+
+def load_for_inference(name: str, *, revision=None, token=None, trust_remote_code=False):
+    """Loads a model and its processor as they were published, labels and resizing included.
+
+    Args:
+        name: Hub id, folder, or `hfseg/shapes-segformer`.
+        revision: Branch, tag or commit on the hub.
+        token: Hub token, if not the one that is logged in.
+        trust_remote_code: Whether code in the model's repository may run.
+
+    Returns:
+        A tuple of the model in evaluation mode and its image processor.
+
+    Raises:
+        UserError: When nothing is found under `name`, or its weights do not fit the network.
+
+    Example:
+        >>> model, processor = load_for_inference("hfseg/shapes-segformer")
+        >>> model.config.model_type
+        'segformer'
+    """
+    hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+    source = resolve_name(name)
+    config = _load_config(name, source, "pretrained", {}, hub)
+    family = family_of(config)
+    report = LoadReport(name)
+    model = _load_weights(source, config, family, report, hub)
+    if report.new:
+        raise UserError(
+            f"{name} is no finished segmentation model: {_grouped(report.new)} would be random",
+            "a checkpoint that was fine-tuned for segmentation",
+            f"hfseg train --model.name {name} --data.path DATA",
+        )
+    if config.num_labels < 2:
+        raise UserError(f"{name} has a single output, which needs a threshold that nobody has stated",
+                        "two classes or more", f"hfseg train --model.name {name} gives it two")
+    model.load_report = report
+    processor = _load_processor(source, hub)
+    _keep_all_pixels(processor)
+    return model.eval(), processor
+
+
+def saved_schema(name: str, revision: str | None = None, token: str | None = None) -> LabelSchema | None:
+    """Returns the label schema that hfseg saved with a model.
+
+    Args:
+        name: Hub id, folder, or `hfseg/shapes-segformer`.
+        revision: Branch, tag or commit on the hub.
+        token: Hub token, if not the one that is logged in.
+
+    Returns:
+        The schema, or None for a model from elsewhere, whatever its labels.json may hold.
+
+    Example:
+        >>> saved_schema("hfseg/shapes-segformer").names[:2]
+        ('background', 'disk')
+    """
+    try:
+        return LabelSchema.load(cached_file(resolve_name(name), "labels.json", revision=revision, token=token))
+    except (OSError, UserError):
+        return None
+
+
+def resolve_name(name: str) -> str:
+    """Returns where a model name lies: the shipped folder, the local folder, or the name itself.
+
+    Args:
+        name: What the user gave.
+
+    Returns:
+        A path for shipped and local models, else `name`.
+
+    Raises:
+        UserError: When it looks like a path and nothing is there.
+    """
+    if name.startswith("hfseg/"):
+        folder = SHIPPED / name.removeprefix("hfseg/")
+        if folder.is_dir():
+            return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} holds no config.json", "a folder written by save_pretrained or hfseg train")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise UserError(f"there is no folder {name}", "a folder with config.json, or a hub id user/name")
+    return name
+
+
+@contextmanager
+def _readable_errors(name: str):
+    """Turns what transformers and the hub raise for a missing or wrong repository into one message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # the hub's and network's are OSErrors
+        text = str(error).strip().splitlines()
+        first = text[0] if text else type(error).__name__
+        if Path(name).is_dir():
+            raise UserError(f"cannot load {name}: {first[:300]}", "a folder that save_pretrained wrote whole",
+                            "copy or train it again") from error
+        near = difflib.get_close_matches(name, [*FAMILIES, *KNOWN_CONFIGS, "hfseg/shapes-segformer"], n=1, cutoff=0.8)
+        if near and near[0] != name:
+            raise UserError(f"cannot load {name}: {first[:300]}", fix=f"did you mean {near[0]}?") from error
+        raise UserError(
+            f"cannot load {name}: {first[:300]}",
+            "a hub id that this machine can reach or has cached, a local folder, or a model type",
+            "check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT matter), pass a local folder, or train "
+            "from scratch with --model.weights random",
+        ) from error
+
+
+def _load_config(name: str, source: str, weights: str, overrides: dict, hub: dict):
+    if source in CONFIG_MAPPING and source in FAMILIES:
+        config = CONFIG_MAPPING[source]()
+    elif weights == "random" and source in KNOWN_CONFIGS:
+        config = SegformerConfig(**KNOWN_CONFIGS[source])
+    else:
+        with _readable_errors(name):
+            config = AutoConfig.from_pretrained(source, **hub)
+    fields = config.to_dict()
+    for key in overrides:
+        one_of(key, fields, f"field of model.config for {config.model_type}")
+    return type(config).from_dict({**fields, **overrides}) if overrides else config
+
+
+def _load_weights(source: str, config, family: Family, report: LoadReport, hub: dict) -> nn.Module:
+    with _readable_errors(report.name), quiet_transformers(progress=not Path(source).is_dir()):
+        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+            source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, **hub,
+        )  # fmt: skip
+    report.new = sorted(info["missing_keys"])
+    report.dropped = sorted(info["unexpected_keys"])
+    report.loaded = len(model.state_dict()) - len(report.new)
+    wrong = [f"{key} is {tuple(found)}, the network wants {tuple(wanted)}"
+             for key, found, wanted in sorted(info["mismatched_keys"])]
+    lacking = [key for key in report.new if not family.is_head(key)]
+    if wrong or lacking:
+        raise UserError(
+            f"{report.name} does not fit its configuration: "
+            + "; ".join((wrong + [f"{key} is missing" for key in lacking])[:5])
+            + (f" and {len(wrong) + len(lacking) - 5} more" if len(wrong) + len(lacking) > 5 else ""),
+            "a checkpoint with every weight of the backbone, in its own shape",
+            "drop the model.config overrides, or start from --model.weights random",
+        )
+    return model
+
+
+def _set_labels(config, labels: LabelSchema) -> None:
+    config.id2label, config.label2id = labels.id2label, labels.label2id
+    if hasattr(config, "semantic_loss_ignore_index"):
+        config.semantic_loss_ignore_index = labels.ignore_index
+
+
+def _relabel(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> None:
+    """Gives the classifiers one output per label, keeping the weights of classes known by name."""
+    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    fresh = {name.rsplit(".", 1)[0] for name in report.new}
+    match = labels.align(old_names)
+    _set_labels(model.config, labels)
+    for path in family.classifiers:
+        parent_path, _, leaf = path.rpartition(".")
+        try:
+            parent = model.get_submodule(parent_path)
+            old = getattr(parent, leaf)
+        except AttributeError:
+            continue  # the auxiliary head is optional
+        if old is None:
+            continue
+        new = nn.Conv2d(old.in_channels, labels.num_labels, old.kernel_size, old.stride, old.padding,
+                        bias=old.bias is not None)
+        nn.init.normal_(new.weight, std=getattr(model.config, "initializer_range", 0.02))
+        if new.bias is not None:
+            nn.init.zeros_(new.bias)
+        if path not in fresh:
+            with torch.no_grad():
+                for class_id, old_id in enumerate(match):
+                    if old_id >= 0:
+                        new.weight[class_id] = old.weight[old_id]
+                        if new.bias is not None:
+                            new.bias[class_id] = old.bias[old_id]
+            report.kept_classes = [labels.names[i] for i, old_id in enumerate(match) if old_id >= 0]
+            left = [name for old_id, name in enumerate(old_names) if old_id not in set(match)]
+            if left and f"classes dropped: {', '.join(left)}" not in report.notes:
+                report.notes.append(f"classes dropped: {', '.join(left)}")
+            if len(report.kept_classes) < labels.num_labels:
+                report.new += [f"{path}.{name}" for name, _ in new.named_parameters()]
+                report.loaded -= len(list(new.parameters()))
+        setattr(parent, leaf, new)
+    for module in model.modules():  # transformers' own losses read it
+        if isinstance(getattr(module, "num_labels", None), int):
+            module.num_labels = labels.num_labels
+
+
+def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    return next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def _input_channels(model: nn.Module) -> int:
+    return _first_convolution(model)[1].in_channels
+
+
+def _adapt_channels(model: nn.Module, channels: int, report: LoadReport) -> None:
+    """Keeps the filters of the known bands, gives further ones their mean, and rescales all: a picture that is the
+    same in every band gives the response that it gave before."""
+    name, old = _first_convolution(model)
+    if old.groups != 1:
+        raise UserError(f"{report.name} takes {old.in_channels} bands and cannot be adapted to {channels}")
+    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
+    with torch.no_grad():
+        mean = old.weight.mean(1, keepdim=True)
+        known = old.weight if channels > old.in_channels else mean[:, :0]
+        new.weight.copy_(
+            torch.cat([known, mean.expand(-1, channels - known.shape[1], -1, -1)], 1) * (old.in_channels / channels)
+        )
+        if old.bias is not None:
+            new.bias.copy_(old.bias)
+    parent_path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent_path), leaf, new)
+    for part in (model.config, getattr(model.config, "backbone_config", None), *model.modules()):
+        if isinstance(getattr(part, "num_channels", None), int):
+            part.num_channels = channels
+    report.notes.append(f"{name} adapted from {old.in_channels} to {channels} bands")
+
+
+def _load_processor(source: str, hub: dict, report: LoadReport | None = None):
+    """The checkpoint's own processor; for training, SegFormer's where it has none, which the report then says."""
+    if source not in CONFIG_MAPPING:
+        with _readable_errors(source):
+            try:
+                return AutoImageProcessor.from_pretrained(source, **hub)
+            except (OSError, ValueError):
+                if report is None:
+                    raise
+        report.notes.append("it has no image processor: values are scaled and normalised as for ImageNet")
+    return SegformerImageProcessor(do_reduce_labels=False)
+
+
+def _keep_all_pixels(processor) -> None:
+    """Switches off what would change labels or lose pixels at the border."""
+    for name in ("do_reduce_labels", "do_center_crop"):
+        if getattr(processor, name, None) is not None:
+            setattr(processor, name, False)
+
+
+def _configure_processor(processor, family: Family, config, channels: int, image_size) -> None:
+    _keep_all_pixels(processor)
+    size = image_size or family.input_size(config)
+    if size is None:
+        processor.do_resize = False
+    else:
+        processor.do_resize = True
+        processor.size = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
+    for name in ("image_mean", "image_std"):
+        values = getattr(processor, name, None)
+        if values is not None and len(values) != channels:
+            # Bands beyond the pretrained ones get the mean statistics of those that are known.
+            mean = sum(values) / len(values)
+            setattr(processor, name, [mean] * channels if channels < len(values)
+                    else list(values) + [mean] * (channels - len(values)))

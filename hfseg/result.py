@@ -1,0 +1,396 @@
+"""What a model says about one image, and everything one does with it: look, measure, cut out, export."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hfseg.errors import UserError, one_of
+from hfseg.labels import Colour
+from hfseg.ops import rle, trace_polygons
+
+
+@dataclass(eq=False)
+class Segmentation:
+    """The classes, and where there are objects the objects, of one image.
+
+    Args:
+        semantic_map: (H, W) class ids, 0 or more. A value that `id2label` does not name is unlabelled.
+        id2label: Class name by class id.
+        palette: (red, green, blue) per class id.
+        image: (H, W), (H, W, C) array that was segmented, if overlays and cut-outs are wanted.
+        confidence: (H, W) probability of the class of each pixel.
+        segment_map: (H, W) segment ids; by default the segments are the classes.
+        segments: With `segment_map`, a dict with `id` and `label_id` (and perhaps `score`) per segment.
+
+    Raises:
+        ValueError: When the arrays do not fit each other.
+
+    Example:
+        >>> result = Segmentation(np.array([[0, 1, 1]]), {0: "sky", 1: "cat"}, [(0, 0, 255), (255, 0, 0)])
+        >>> result.segment_at(2, 0)["label"]
+        'cat'
+    """
+
+    semantic_map: np.ndarray
+    id2label: Mapping[int, str]
+    palette: Sequence[Colour]
+    image: np.ndarray | None = None
+    confidence: np.ndarray | None = None
+    segment_map: np.ndarray | None = None
+    segments: Sequence[Mapping[str, Any]] | None = None
+
+    def __post_init__(self):
+        self.id2label = {int(i): str(name) for i, name in self.id2label.items()}
+        if (self.segment_map is None) != (self.segments is None):
+            raise ValueError("segment_map and segments come together")
+        for name in ("image", "confidence", "segment_map"):
+            array = getattr(self, name)
+            if array is not None and array.shape[:2] != self.semantic_map.shape:
+                raise ValueError(f"{name} is {array.shape}, the semantic map {self.semantic_map.shape}")
+        if self.segment_map is None:
+            self.segment_map = self.semantic_map
+
+    def __repr__(self) -> str:
+        height, width = self.semantic_map.shape
+        found = ", ".join(f"{name} {area['share']:.0%}" for name, area in self.areas().items())
+        return f"Segmentation({width} x {height}: {found or 'nothing'})"
+
+    # -- look and measure -------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def segments_info(self) -> list[dict[str, Any]]:
+        """One entry per segment: `id`, `label_id`, `label`, `area` (pixels), `bbox` ([left, top, width, height]
+        in pixels) and `score` (0 to 1; the mean confidence if none was given, None if that is unknown).
+        Without `segment_map`, the segments are the classes that occur, and `id` is the class id."""
+        segments = self.segments
+        if segments is None:
+            present = np.flatnonzero(np.bincount(self.semantic_map.ravel()))
+            segments = [{"id": i, "label_id": i} for i in present.tolist() if i in self.id2label]
+        entries = []
+        for segment in segments:
+            mask = self.segment_map == segment["id"]
+            code = rle.encode(mask)
+            score = segment.get("score")
+            if score is None and self.confidence is not None and mask.any():
+                score = self.confidence[mask].mean(dtype=np.float64)
+            entries.append(
+                {
+                    "id": int(segment["id"]),
+                    "label_id": int(segment["label_id"]),
+                    "label": self.id2label[int(segment["label_id"])],
+                    "area": rle.area(code),
+                    "bbox": rle.bbox(code),
+                    "score": None if score is None else float(score),
+                }
+            )
+        return entries
+
+    def areas(self) -> dict[str, dict[str, float]]:
+        """Measure how much of the image each class covers.
+
+        Returns:
+            {class name: {"pixels": int, "share": 0 to 1 of all pixels of the image}}, the largest first.
+        """
+        counts = np.bincount(self.semantic_map.ravel())
+        pixels: dict[str, int] = {}
+        for i, name in self.id2label.items():
+            if i < len(counts) and counts[i]:
+                pixels[name] = pixels.get(name, 0) + int(counts[i])
+        total = self.semantic_map.size
+        ordered = sorted(pixels.items(), key=lambda item: -item[1])
+        return {name: {"pixels": count, "share": count / total} for name, count in ordered}
+
+    def segment_at(self, x: int, y: int) -> dict[str, Any] | None:
+        """Find the segment at a pixel.
+
+        Args:
+            x: Column, 0 at the left.
+            y: Row, 0 at the top.
+
+        Returns:
+            Its entry of `segments_info`, or None where the pixel is unlabelled.
+
+        Raises:
+            UserError: When the pixel lies outside the image.
+        """
+        height, width = self.semantic_map.shape
+        if not (0 <= x < width and 0 <= y < height):
+            raise UserError(f"({x}, {y}) lies outside the image", f"x from 0 to {width - 1}, y from 0 to {height - 1}")
+        here = self.segment_map[int(y), int(x)]
+        return next((entry for entry in self.segments_info if entry["id"] == here), None)
+
+    def mask(self, segment: str | int) -> np.ndarray:
+        """Tell which pixels belong to a class or a segment.
+
+        Args:
+            segment: A class name, which takes all its segments, or the `id` of one segment.
+
+        Returns:
+            (H, W) bool.
+
+        Raises:
+            UserError: When this image has no such segment; lists what there is.
+        """
+        if isinstance(segment, str):
+            names = dict.fromkeys(entry["label"] for entry in self.segments_info)
+            one_of(segment, names, "class in this image")
+            ids = [entry["id"] for entry in self.segments_info if entry["label"] == segment]
+        else:
+            ids = [entry["id"] for entry in self.segments_info if entry["id"] == segment]
+            if not ids:
+                known = ", ".join(str(entry["id"]) for entry in self.segments_info)
+                raise UserError(f"no segment {segment} in this image", known or "there is none")
+        return np.isin(self.segment_map, ids)
+
+    # -- pictures ---------------------------------------------------------------------------------------
+
+    def overlay(self, alpha: float = 0.55) -> Image.Image:
+        """Lay the colours of the classes over the image, segments outlined.
+
+        Args:
+            alpha: How opaque the colours are, 0 to 1. Without an image they are opaque.
+
+        Returns:
+            An RGB image of the image's size; unlabelled pixels show the image.
+        """
+        return Image.fromarray(_overlay(self.semantic_map, self.palette, self.image, alpha, self.segment_map))
+
+    def cutout(self, segment: str | int) -> Image.Image:
+        """Cut a class or a segment out of the image.
+
+        Args:
+            segment: As for `mask`.
+
+        Returns:
+            An RGBA image of the image's size, transparent elsewhere.
+
+        Raises:
+            UserError: When this image has no such segment, or the result holds no image.
+        """
+        if self.image is None:
+            raise UserError("this result holds no image to cut from", fix="make it with image=...")
+        mask = self.mask(segment)
+        return Image.fromarray(np.dstack([_rgb(self.image), mask * np.uint8(255)]))
+
+    # -- files and formats ------------------------------------------------------------------------------
+
+    def to_coco(self, image_id: int = 1) -> list[dict[str, Any]]:
+        """Write the segments as COCO annotations with compressed run-length codes.
+
+        Args:
+            image_id: The image's id in the COCO file.
+
+        Returns:
+            Annotations, ready for JSON; `category_id` is the class id.
+        """
+        return [
+            {
+                "id": number,
+                "image_id": image_id,
+                "category_id": entry["label_id"],
+                "segmentation": rle.encode(self.segment_map == entry["id"]),
+                "area": entry["area"],
+                "bbox": entry["bbox"],
+                "iscrowd": 0,
+                "score": entry["score"],
+            }
+            for number, entry in enumerate(self.segments_info, start=1)
+        ]
+
+    def to_geojson(self) -> dict[str, Any]:
+        """Write the segments as polygons with holes that run exactly along the edges of pixels.
+
+        Coordinates are pixels, x to the right and y down, with (0, 0) at the upper left corner of the image; the
+        first pixel reaches from 0 to 1. Outer rings are counterclockwise by the numbers (positive shoelace area).
+
+        Returns:
+            A GeoJSON FeatureCollection, ready for JSON.
+        """
+        features = []
+        for entry in self.segments_info:
+            polygons = [
+                [np.vstack([ring, ring[:1]]).tolist() for ring in polygon]
+                for polygon in trace_polygons(self.segment_map == entry["id"])
+            ]
+            geometry = (
+                {"type": "Polygon", "coordinates": polygons[0]}
+                if len(polygons) == 1
+                else {"type": "MultiPolygon", "coordinates": polygons}
+            )
+            features.append({"type": "Feature", "geometry": geometry, "properties": dict(entry)})
+        return {"type": "FeatureCollection", "features": features}
+
+    def save(self, folder: str | os.PathLike, stem: str = "") -> dict[str, Path]:
+        """Write what there is into a folder, which is made where needed.
+
+        `semantic_map.png` holds class ids as an index PNG with the palette (16 bits above 255, without),
+        `overlay.png` the picture, `segments.json` the segments, areas and class names; `segment_map.png` (16 bits)
+        is added where segments are not classes.
+
+        Args:
+            folder: Where to.
+            stem: Put before each name with an underscore, for several images in one folder.
+
+        Returns:
+            The files by what they hold, such as `semantic_map`.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        prefix = f"{stem}_" if stem else ""
+        files = {
+            "semantic_map": folder / f"{prefix}semantic_map.png",
+            "overlay": folder / f"{prefix}overlay.png",
+        }
+        _index_image(self.semantic_map, self.palette).save(files["semantic_map"])
+        self.overlay().save(files["overlay"])
+        if self.segments is not None:
+            files["segment_map"] = folder / f"{prefix}segment_map.png"
+            Image.fromarray(self.segment_map.astype(np.uint16)).save(files["segment_map"])
+        files["segments"] = folder / f"{prefix}segments.json"
+        height, width = self.semantic_map.shape
+        content = {
+            "width": width,
+            "height": height,
+            "id2label": self.id2label,
+            "areas": self.areas(),
+            "segments_info": self.segments_info,
+        }
+        files["segments"].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return files
+
+
+_PANEL = 360  # pixels of a panel's longer side
+_GAP, _LINE, _FONT = 12, 24, 15
+_PAPER, _INK, _ERROR = (255, 255, 255), (24, 24, 27), (220, 38, 38)
+
+
+def draw_panels(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    names: Sequence[str],
+    palette: Sequence[Colour],
+    path: str | os.PathLike | None = None,
+) -> Image.Image:
+    """Draw image, truth, prediction and errors side by side, over a legend with the IoU in this image.
+
+    Unlabelled truth is hatched, and errors are red.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        truth: (H, W) class ids; a value that is no class is unlabelled.
+        prediction: (H, W) class ids.
+        names: Class names by class id.
+        palette: (red, green, blue) per class id.
+        path: Where to write the picture, as PNG.
+
+    Returns:
+        The picture.
+    """
+    unlabelled = truth >= len(names)
+    wrong = (truth != prediction) & ~unlabelled
+    scale = _PANEL / max(truth.shape)
+    height, width = (max(1, round(side * scale)) for side in truth.shape)
+    at = np.ix_(*(np.arange(n) * side // n for n, side in zip((height, width), truth.shape, strict=True)))
+    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    photo = np.array(Image.fromarray(_rgb(image)).resize((width, height), resampling))
+    hatch = np.where((np.arange(height)[:, None] + np.arange(width)) // 4 % 2, 60, 100).astype(np.uint8)[..., None]
+
+    truth_panel = _overlay(truth[at], palette[: len(names)], photo, 0.85)
+    truth_panel = np.where(unlabelled[at][..., None], hatch, truth_panel)
+    pale = (0.3 * photo.mean(axis=2, keepdims=True) + 170).astype(np.uint8)
+    errors = np.where(unlabelled[at][..., None], hatch, pale).repeat(3, axis=2)[..., :3]
+    errors[wrong[at]] = _ERROR
+    panels = {
+        "image": photo,
+        "truth": truth_panel,
+        "prediction": _overlay(prediction[at], palette[: len(names)], photo, 0.85),
+        f"errors: {wrong.sum() / max(1, (~unlabelled).sum()):.1%} of pixels": errors,
+    }
+
+    legend = []
+    for i in np.union1d(truth[~unlabelled], prediction).tolist():
+        true, predicted = truth == i, (prediction == i) & ~unlabelled
+        union = (true | predicted).sum()
+        iou = f"  IoU {(true & predicted).sum() / union:.2f}" if union else ""
+        legend.append((tuple(palette[i]), names[i] + iou))
+    if unlabelled.any():
+        legend.append(((80, 80, 80), "unlabelled"))
+    picture = _sheet(panels, legend)
+    if path is not None:
+        picture.save(path)
+    return picture
+
+
+def _sheet(panels: Mapping[str, np.ndarray], legend: Sequence[tuple[Colour, str]]) -> Image.Image:
+    """Lay out titled panels in a row and a legend in columns below."""
+    font = ImageFont.load_default(_FONT)
+    height, width = next(iter(panels.values())).shape[:2]
+    titles = max(font.getlength(title) for title in panels)
+    step = int(max(width, titles)) + _GAP
+    entry = int(max((font.getlength(text) for _, text in legend), default=0)) + 3 * _GAP + _FONT
+    total = step * len(panels) + _GAP
+    columns = max(1, (total - _GAP) // entry)
+    lines = -(-len(legend) // columns)
+    sheet = Image.new("RGB", (max(total, entry + _GAP), _LINE + height + 2 * _GAP + lines * _LINE), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (title, panel) in enumerate(panels.items()):
+        draw.text((_GAP + i * step, _LINE // 2), title, _INK, font, anchor="lm")
+        sheet.paste(Image.fromarray(panel), (_GAP + i * step, _LINE))
+    for i, (colour, text) in enumerate(legend):
+        left, middle = _GAP + i % columns * entry, _LINE + height + _GAP + i // columns * _LINE + _LINE // 2
+        half = _FONT // 2
+        draw.rectangle((left, middle - half, left + 2 * half, middle + half), colour, outline=_INK)
+        draw.text((left + 2 * half + 8, middle), text, _INK, font, anchor="lm")
+    return sheet
+
+
+def _overlay(
+    ids: np.ndarray,
+    palette: Sequence[Colour],
+    image: np.ndarray | None,
+    alpha: float,
+    segments: np.ndarray | None = None,
+) -> np.ndarray:
+    """Colour the ids that the palette has, over an image if there is one; (H, W, 3) uint8."""
+    colours = np.zeros((max(int(ids.max()) + 1, len(palette)), 3), dtype=np.float32)
+    colours[: len(palette)] = palette
+    if image is None:
+        return colours.astype(np.uint8)[ids]
+    segments = ids if segments is None else segments
+    edge = np.zeros(ids.shape, dtype=bool)  # the last pixel before another segment
+    edge[:, :-1] |= segments[:, :-1] != segments[:, 1:]
+    edge[:-1] |= segments[:-1] != segments[1:]
+    opacity = np.where(edge, (1 + alpha) / 2, alpha) * (ids < len(palette))
+    base = _rgb(image).astype(np.float32)
+    return np.rint(base + opacity[..., None].astype(np.float32) * (colours[ids] - base)).astype(np.uint8)
+
+
+def _rgb(image: np.ndarray) -> np.ndarray:
+    """Show any array as (H, W, 3) uint8: the first three bands, stretched where they are not 8-bit."""
+    image = image[..., None] if image.ndim == 2 else image
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if image.dtype == np.uint8:
+        return image
+    image = np.nan_to_num(image.astype(np.float32))
+    low, high = image.min(), image.max()
+    return np.rint((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
+
+
+def _index_image(ids: np.ndarray, palette: Sequence[Colour]) -> Image.Image:
+    """Class ids as an image: 8 bits with the palette, or 16 bits without."""
+    if ids.max() > 255:
+        return Image.fromarray(ids.astype(np.uint16))
+    picture = Image.fromarray(ids.astype(np.uint8)).convert("P")
+    colours = [int(value) for colour in palette[:256] for value in colour]
+    picture.putpalette(colours + [0] * (768 - len(colours)))  # PIL stores ids beyond a short palette wrong
+    return picture

@@ -1,0 +1,122 @@
+"""A run that was killed at any moment and resumed ends as the run that was not."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import signal
+import time
+
+import pytest
+
+from hfseg.cli import main
+from hfseg.run_directory import read_log
+from runs import SMALL_RUN, fingerprint, hfseg, start
+
+EXACT = (
+    *SMALL_RUN, "--train.ema", "0.9", "--train.save_steps", "3", "--train.gradient_accumulation_steps", "2",
+    "--train.early_stopping", "3",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The run that nothing interrupts."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    hfseg("train", *EXACT, "--output_dir", run)
+    return run
+
+
+def wait_for(run, pattern: str, process, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not list(run.glob(pattern)):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"no {pattern} in {run}"
+        time.sleep(0.01)
+
+
+def test_sigterm_saves_prints_the_command_and_resumes_exactly(whole, tmp_path):
+    run = tmp_path / "run"
+    process = start("train", *EXACT, "--output_dir", run)
+    wait_for(run, "train_log.jsonl", process)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    command = f"hfseg train --config {run}/recipe.yaml --train.resume true"
+    assert command in output
+    hfseg(*command.split()[1:])
+    assert fingerprint(run) == fingerprint(whole)
+
+
+def test_kill_inside_a_checkpoint_write_and_another_number_of_workers(whole, tmp_path):
+    run = tmp_path / "run"
+    process = start("train", *EXACT, "--output_dir", run)
+    wait_for(run, "checkpoints/step-00000003", process)
+    wait_for(run, "checkpoints/.writing-*", process)
+    process.kill()
+    process.communicate()
+    # A kill can also cut the log in the middle of a line.
+    with open(run / "train_log.jsonl", "a") as log:
+        log.write('{"step": 99, "lo')
+    output = hfseg("train", "--config", run, "--train.resume", "true", "--data.num_workers", "2")
+    assert "resumed from" in output
+    assert fingerprint(run) == fingerprint(whole)
+    assert not list(run.rglob(".writing-*"))
+
+
+@pytest.fixture
+def copy(whole, tmp_path):
+    """A copy of the finished run, whose recipe says where it lies."""
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace(str(whole), str(run)))
+    return run
+
+
+def test_a_resumed_finished_run_changes_nothing(whole, copy):
+    main(["train", "--config", str(copy), "--train.resume", "true"])
+    assert fingerprint(copy) == fingerprint(whole)
+    assert (copy / "train_log.jsonl").read_text() == (whole / "train_log.jsonl").read_text()
+
+
+def test_an_incomplete_checkpoint_is_refused(copy, capsys):
+    newest = sorted((copy / "checkpoints").glob("step-*"))[-1]
+    (newest / "random_states_0.pkl").write_bytes(b"")
+    assert main(["train", "--config", str(copy), "--train.resume", "true"]) == 2
+    assert "random_states_0.pkl" in capsys.readouterr().err
+    assert main(["train", "--config", str(copy), "--train.resume", "step-7"]) == 2
+    output = capsys.readouterr().err
+    assert "step-7" in output and newest.name in output
+
+
+@pytest.mark.slow
+def test_twenty_random_kills(tmp_path):
+    """Every kill meets a run that is training, a quarter of them one that is writing a checkpoint."""
+    long = (
+        *SMALL_RUN, "--train.ema", "0.9", "--train.save_steps", "3", "--train.gradient_accumulation_steps", "2",
+        "--train.max_steps", "300", "--eval.eval_steps", "50",
+    )  # fmt: skip
+    whole, run, rng = tmp_path / "whole", tmp_path / "run", random.Random(0)
+    hfseg("train", *long, "--output_dir", whole)
+    log, arguments, reached = run / "train_log.jsonl", ("train", *long, "--output_dir", run), []
+    for kill in range(20):
+        before = log.stat().st_mtime_ns if log.exists() else 0
+        process = start(*arguments)
+        while not log.exists() or log.stat().st_mtime_ns == before:  # resuming cuts the log
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.005)
+        if kill % 4 == 3:
+            wait_for(run, "checkpoints/.writing-*", process)
+        else:
+            time.sleep(rng.uniform(0, 1.5))
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.kill()
+        process.communicate()
+        reached.append(read_log(run)[-1]["step"])
+        arguments = ("train", "--config", run, "--train.resume", "true")
+    hfseg(*arguments)
+    assert fingerprint(run) == fingerprint(whole)
+    assert max(reached) > min(reached)
+    steps = [line["step"] for line in read_log(run) if "eval" not in line]
+    assert steps == sorted(set(steps))

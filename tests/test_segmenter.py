@@ -1,0 +1,344 @@
+"""The inference path on tiny random networks of every family that gives per-pixel logits."""
+
+import http.server
+import io
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BeitConfig,
+    BeitForSemanticSegmentation,
+    BeitImageProcessor,
+    DPTConfig,
+    DPTForSemanticSegmentation,
+    DPTImageProcessor,
+    MobileNetV2Config,
+    MobileNetV2ForSemanticSegmentation,
+    MobileNetV2ImageProcessor,
+    MobileViTConfig,
+    MobileViTForSemanticSegmentation,
+    MobileViTImageProcessor,
+    ResNetConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
+    UperNetConfig,
+    UperNetForSemanticSegmentation,
+)
+
+from hfseg.errors import UserError
+from hfseg.labels import LabelSchema
+from hfseg.segmenter import Segmenter
+
+LABELS = {"id2label": {0: "sky", 1: "cat", 2: "rug"}, "label2id": {"sky": 0, "cat": 1, "rug": 2}}
+VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+
+
+def segformer(channels=3, **processor):
+    config = SegformerConfig(
+        num_channels=channels,
+        depths=[1] * 4,
+        hidden_sizes=[8, 8, 16, 16],
+        num_attention_heads=[1, 1, 2, 2],
+        decoder_hidden_size=16,
+        **LABELS,
+    )
+    options = {"size": {"height": 64, "width": 64}} | processor
+    return SegformerForSemanticSegmentation(config), SegformerImageProcessor(**options)
+
+
+def upernet():
+    backbone = ResNetConfig(
+        embedding_size=8,
+        hidden_sizes=[8, 8, 16, 16],
+        depths=[1] * 4,
+        out_features=["stage1", "stage2", "stage3", "stage4"],
+    )
+    config = UperNetConfig(
+        backbone_config=backbone, hidden_size=16, auxiliary_channels=8, auxiliary_in_channels=16, **LABELS
+    )
+    return UperNetForSemanticSegmentation(config), SegformerImageProcessor(size={"height": 64, "width": 64})
+
+
+def dpt():
+    config = DPTConfig(
+        **VIT,
+        image_size=64,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+        **LABELS,
+    )
+    return DPTForSemanticSegmentation(config), DPTImageProcessor(size={"height": 64, "width": 64})
+
+
+def beit():
+    config = BeitConfig(**VIT, image_size=64, patch_size=16, out_indices=[1, 2, 3, 4], auxiliary_channels=8, **LABELS)
+    processor = BeitImageProcessor(
+        size={"height": 64, "width": 64},
+        crop_size={"height": 32, "width": 32},
+        do_center_crop=True,
+        do_reduce_labels=True,
+    )
+    return BeitForSemanticSegmentation(config), processor
+
+
+def mobilenet():
+    config = MobileNetV2Config(depth_multiplier=0.25, image_size=64, **LABELS)
+    processor = MobileNetV2ImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 32, "width": 32})
+    return MobileNetV2ForSemanticSegmentation(config), processor
+
+
+def mobilevit():
+    config = MobileViTConfig(hidden_sizes=[16, 16, 16], neck_hidden_sizes=[8] * 6 + [16], aspp_out_channels=8, **LABELS)
+    processor = MobileViTImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 32, "width": 32})
+    return MobileViTForSemanticSegmentation(config), processor
+
+
+def a_picture(height=50, width=70, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def segmenter():
+    torch.manual_seed(0)
+    return Segmenter(*segformer())
+
+
+@pytest.mark.parametrize("family", [segformer, upernet, dpt, beit, mobilenet, mobilevit])
+def test_every_family_answers_at_the_size_of_the_image(family):
+    torch.manual_seed(0)
+    model, processor = family()
+    segmenter = Segmenter(model, processor)
+    results = segmenter([a_picture(50, 70), a_picture(33, 47), a_picture(50, 70, seed=1)])
+    assert [r.semantic_map.shape for r in results] == [(50, 70), (33, 47), (50, 70)]
+    for result in results:
+        assert result.semantic_map.dtype == np.uint8
+        assert result.semantic_map.max() <= 2
+        assert (result.confidence >= 1 / 3 - 1e-6).all()
+        assert sum(entry["area"] for entry in result.segments_info) == result.semantic_map.size
+    assert results[0].id2label == {0: "sky", 1: "cat", 2: "rug"}
+
+
+@pytest.mark.parametrize("family", [mobilenet, mobilevit, beit])
+def test_centre_crops_lose_no_pixels(family):
+    model, processor = family()
+    seen = []
+    model.register_forward_pre_hook(lambda _, args, given: seen.append(given["pixel_values"]), with_kwargs=True)
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[0] = image[:, -1] = 255
+    Segmenter(model, processor).logits([image])
+    assert seen[0].shape[-2:] == (64, 64)
+    assert seen[0][0, :, 0].min() == seen[0][0, :, :, -1].min() == seen[0].max() > seen[0][0, 0, 1, 0]
+    assert processor.do_center_crop  # the processor itself is left as it was
+
+
+def test_the_result_equals_transformers_own_postprocessing(segmenter):
+    image = a_picture(75, 99)
+    inputs = segmenter.processor(Image.fromarray(image), return_tensors="pt")
+    with torch.no_grad():
+        outputs = segmenter.model.eval()(**inputs)
+    [expected] = segmenter.processor.post_process_semantic_segmentation(outputs, target_sizes=[(75, 99)])
+    [found] = segmenter.predict_maps([image])
+    assert (found == expected.numpy()).mean() > 0.999
+    assert np.array_equal(found, segmenter(image).semantic_map)
+
+
+def test_batching_changes_nothing(segmenter):
+    images = [a_picture(40, 60, seed) for seed in range(5)] + [a_picture(60, 40, 9)]
+    alone = [segmenter.predict_maps([image])[0] for image in images]
+    together = segmenter.predict_maps(images[:2] + images[5:] + images[2:5])
+    for found, expected in zip(together, alone[:2] + alone[5:] + alone[2:5], strict=True):
+        assert (found == expected).mean() > 0.999
+    assert segmenter.logits(images[:5]).shape == (5, 3, 16, 16)
+    assert len(segmenter(images, batch_size=2)) == 6
+    assert segmenter([]) == []
+    with pytest.raises(ValueError, match="one size"):
+        segmenter.logits([images[0], images[5]])
+
+
+def test_padding_is_cut_off_again():
+    """A network that sees each pixel alone gives the same map with and without padding."""
+
+    class Pixelwise(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 3, 1)
+            self.config = SegformerConfig(**LABELS)
+            self.sizes = []
+
+        def forward(self, pixel_values):
+            self.sizes.append(tuple(pixel_values.shape[-2:]))
+            return type("Output", (), {"logits": self.conv(pixel_values)})
+
+    torch.manual_seed(0)
+    model, image = Pixelwise(), a_picture(30, 45)
+    plain = Segmenter(model, DPTImageProcessor(do_resize=False, do_pad=False))
+    padded = Segmenter(model, DPTImageProcessor(do_resize=False, do_pad=True, size_divisor=32))
+    assert np.array_equal(plain.predict_maps([image])[0], padded.predict_maps([image])[0])
+    assert padded.logits([image]).shape[-2:] == (30, 45)
+    assert model.sizes[:2] == [(32, 45), (32, 64)]  # no network takes less than 32 pixels
+
+
+def test_it_leaves_the_model_in_the_mode_it_had(segmenter):
+    model = segmenter.model
+    model.train()
+    model.segformer.eval()  # a frozen backbone
+    before = [module.training for module in model.modules()]
+    dropout_free = segmenter.logits([a_picture()])
+    assert torch.equal(dropout_free, segmenter.logits([a_picture()]))
+    assert [module.training for module in model.modules()] == before
+    assert not dropout_free.requires_grad
+    assert not dropout_free.is_inference()  # so that nothing the model caches breaks the next training step
+    model.eval()
+    assert segmenter.logits([a_picture()]).is_inference()
+    model.train()
+    with pytest.raises(ValueError, match="one size"):
+        segmenter.logits([a_picture(3, 4), a_picture(4, 3)])
+    assert model.training
+    model.eval()
+
+
+def test_dtype_and_autocast():
+    torch.manual_seed(0)
+    model, processor = segformer()
+    assert next(Segmenter(model, processor).model.parameters()).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert Segmenter(model, processor)(a_picture()).semantic_map.shape == (50, 70)
+    half = Segmenter(model, processor, device="cpu", dtype="bfloat16")
+    assert half.logits([a_picture()]).dtype == torch.bfloat16
+    assert half(a_picture()).confidence.dtype == np.float32
+
+
+# -- what an image may be -----------------------------------------------------------------------------------
+
+
+def as_bytes(image, kind="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def test_paths_bytes_arrays_and_pil_images_are_the_same_image(segmenter, tmp_path):
+    picture = Image.fromarray(a_picture())
+    path = tmp_path / "a.png"
+    picture.save(path)
+    expected = segmenter(picture).semantic_map
+    for value in (path, str(path), path.read_bytes(), a_picture()):
+        assert np.array_equal(segmenter(value).semantic_map, expected)
+    result = segmenter((path, picture))
+    assert isinstance(result, list)
+    assert np.array_equal(result[0].image, a_picture())
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "I;16", "I", "F"])
+def test_every_mode_of_pil_works(segmenter, mode):
+    grey = Image.fromarray(a_picture()[..., 0])
+    image = Image.fromarray(np.asarray(grey).astype(np.uint16) * 200) if mode == "I;16" else grey.convert(mode)
+    assert segmenter(image).semantic_map.shape == (50, 70)
+    assert segmenter(np.asarray(grey)).semantic_map.shape == (50, 70)
+
+
+def test_a_rotated_photo_is_segmented_upright(segmenter):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    result = segmenter(as_bytes(Image.fromarray(a_picture(50, 70)), "JPEG", exif=exif))
+    assert result.semantic_map.shape == (70, 50)
+    assert result.image.shape == (70, 50, 3)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 200), (300, 2)])
+def test_tiny_and_narrow_images(segmenter, shape):
+    assert segmenter(Image.fromarray(np.zeros((*shape, 3), np.uint8))).semantic_map.shape == shape
+
+
+def test_many_bands():
+    torch.manual_seed(0)
+    statistics = {"image_mean": [0.5] * 6, "image_std": [0.5] * 6}
+    segmenter = Segmenter(*segformer(channels=6, **statistics))
+    bands = np.random.default_rng(0).integers(0, 4000, (40, 50, 6)).astype(np.uint16)
+    assert segmenter(bands).semantic_map.shape == (40, 50)
+
+
+def test_unreadable_images_are_named(segmenter, tmp_path):
+    good = as_bytes(Image.fromarray(a_picture()))
+    (tmp_path / "cut.png").write_bytes(good[: len(good) // 2])
+    (tmp_path / "empty.jpg").write_bytes(b"")
+    (tmp_path / "note.txt").write_text("no image")
+    for name in ("cut.png", "empty.jpg", "note.txt", "missing.png"):
+        with pytest.raises(UserError, match=name):
+            segmenter([a_picture(), str(tmp_path / name)])
+    with pytest.raises(UserError, match="is a folder"):
+        segmenter(tmp_path)
+    with pytest.raises(UserError, match="image 2 of 2"):
+        segmenter([a_picture(), b"nothing"])
+    for empty in (np.zeros((0, 5, 3), np.uint8), Image.new("RGB", (0, 4)), np.zeros((0, 0), np.uint8)):
+        with pytest.raises(UserError, match="image"):
+            segmenter(empty)
+
+
+@pytest.fixture
+def server():
+    content = as_bytes(Image.fromarray(a_picture()))
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = self.path in ("/a.png", "/cut.png")
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            if found:
+                self.wfile.write(content if self.path == "/a.png" else content[:100])
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_urls(segmenter, server):
+    assert np.array_equal(segmenter(f"{server}/a.png").semantic_map, segmenter(a_picture()).semantic_map)
+    with pytest.raises(UserError, match=r"cannot fetch .*missing.png.*404"):
+        segmenter(f"{server}/missing.png")
+    with pytest.raises(UserError, match=r"cut\.png"):
+        segmenter(f"{server}/cut.png")
+    with pytest.raises(UserError, match="cannot fetch"):
+        segmenter("http://127.0.0.1:9/a.png")
+    with pytest.raises(UserError, match="cannot fetch"):
+        segmenter("http://[broken/a.png")
+
+
+# -- loading ------------------------------------------------------------------------------------------------
+
+
+def test_from_pretrained_takes_a_folder_and_its_palette(tmp_path):
+    torch.manual_seed(0)
+    model, processor = segformer()
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    generated = Segmenter.from_pretrained(tmp_path, device="cpu")
+    assert len(generated.palette) == 3
+    colours = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
+    LabelSchema.from_names(["sky", "cat", "rug"], colours).save(tmp_path / "labels.json")
+    loaded = Segmenter.from_pretrained(str(tmp_path), device="cpu")
+    assert loaded.palette == tuple(colours)
+    assert not loaded.model.training
+    direct = Segmenter(model, processor)
+    assert np.array_equal(loaded(a_picture()).semantic_map, direct(a_picture()).semantic_map)
+    LabelSchema.from_names(["other"], [(9, 9, 9)]).save(tmp_path / "labels.json")
+    assert Segmenter.from_pretrained(tmp_path, device="cpu").palette == generated.palette
+
+
+def test_from_pretrained_says_what_is_missing(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        Segmenter.from_pretrained(tmp_path)
+    with pytest.raises(UserError, match="nobody/nothing"):
+        Segmenter.from_pretrained("nobody/nothing")
