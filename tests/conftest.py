@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
+import sys
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,3 +24,8 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real data sets are not on this machine (looked beside the repository)")
     return path
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Fails, and shows where, if this process cannot end after the last test."""
+    faulthandler.dump_traceback_later(120, exit=True, file=sys.__stderr__)

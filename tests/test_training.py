@@ -151,6 +151,17 @@ def test_early_stopping_ends_the_run(tmp_path, monkeypatch):
     assert [line["step"] for line in read_log(recipe.output_dir) if "eval" in line] == [2, 4, 6]
 
 
+def test_a_process_with_a_live_loader_ends():
+    script = """
+from hfseg.data.loading import train_loader
+
+loader = iter(train_loader([1, 2, 3], batch_size=1, num_workers=2))
+print("the last line", flush=True)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and ended.stdout == "the last line\n", ended.stderr
+
+
 def test_trackers_write_what_the_log_says(tmp_path):
     recipe = small_recipe(tmp_path / "run", trackers=["tensorboard"])
     hfseg.train(recipe, verbose=False)

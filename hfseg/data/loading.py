@@ -6,7 +6,9 @@ any number of worker processes.
 
 from __future__ import annotations
 
+import atexit
 import math
+import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
 
@@ -369,3 +371,12 @@ def _start_worker(worker: int) -> None:
     # needs its workers to end the step; without a parent they end by themselves.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+@atexit.register
+def _end_workers() -> None:
+    # At the end Python sends SIGTERM to the workers of a loader that is still referred to, and waits for them without
+    # a limit. They ignore that signal.
+    for child in multiprocessing.active_children():
+        if child.daemon:
+            child.kill()
