@@ -16,7 +16,7 @@ from hfseg.checkpoints import Checkpoints
 from hfseg.curves import draw_learning_curve
 from hfseg.data import SegmentationData, load_recipe_data
 from hfseg.data.augment import Augmentation, rare_classes, resolve
-from hfseg.data.loading import Preparation, StreamingSet, TrainingSet, next_batch, train_loader
+from hfseg.data.loading import Preparation, StreamingSet, TrainingSet, iterating, next_batch, train_loader
 from hfseg.errors import UserError
 from hfseg.evaluation import Evaluator
 from hfseg.hub.card import write_card
@@ -195,8 +195,8 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     total, eval_every, save_every = step_counts(recipe, steps_per_epoch)
     say(f"{total} steps of {batch_size * accumulation * world} images"
         + (f", {steps_per_epoch:g} an epoch" if steps_per_epoch else "") + f"; evaluated every {eval_every}")
-    loader = iter(train_loader(training_set, batch_size, seed=recipe.seed, num_workers=recipe.data.num_workers,
-                               pin_memory=device.type == "cuda", **shard))
+    loader = train_loader(training_set, batch_size, seed=recipe.seed, num_workers=recipe.data.num_workers,
+                          pin_memory=device.type == "cuda", **shard)
     if config.trackers:
         accelerator.init_trackers("hfseg", config=flat(asdict(recipe)))
 
@@ -255,7 +255,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     plan.set_train_mode(model)
     began = window = time.monotonic()
     images, norm = 0, None
-    with StopSignals() as signals, memory_advice(recipe), bar:
+    with StopSignals() as signals, memory_advice(recipe), iterating(loader) as batches, bar:
         while True:
             due = progress.step % eval_every == 0 or progress.step == total
             if due and progress.evaluated_step < progress.step:
@@ -270,7 +270,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
 
             set_learning_rate(optimizer, rate_factor(progress.step, total, config))
             for _ in range(accumulation):
-                batch = next_batch(loader)
+                batch = next_batch(batches)
                 report_skipped(batch["skipped"])
                 pixels = batch["pixel_values"].to(device, non_blocking=True)
                 labels = batch["labels"].to(device, non_blocking=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import shutil
 import subprocess
 import sys
@@ -261,6 +262,7 @@ def test_bad_data_gives_one_message_and_skip_goes_on(hfseg, refused, folder, tmp
 def test_a_bad_sample_that_a_worker_meets_gives_the_same_message(refused, folder, tmp_path):
     (folder / "train/images/p1.png").write_bytes(b"")
     assert "images/p1.png: the file is empty" in refused(*train(folder, tmp_path / "run", "--data.num_workers", 1))
+    assert not multiprocessing.active_children()
 
 
 def test_one_image_can_be_learnt_by_heart(hfseg, refused, tmp_path):

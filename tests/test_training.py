@@ -158,8 +158,8 @@ from hfseg.data.loading import train_loader
 loader = iter(train_loader([1, 2, 3], batch_size=1, num_workers=2))
 print("the last line", flush=True)
 """
-    ended = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120)
-    assert ended.returncode == 0 and ended.stdout == "the last line\n", ended.stderr
+    process = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, timeout=120)
+    assert process.returncode == 0 and process.stdout == b"the last line\n", process.stderr
 
 
 def test_trackers_write_what_the_log_says(tmp_path):

@@ -11,6 +11,7 @@ import math
 import multiprocessing
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -327,6 +328,26 @@ def train_loader(data: TrainingSet | StreamingSet, batch_size: int, *, seed: int
         data, batch_sampler=batches, num_workers=num_workers, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_start_worker if num_workers else None, **common,
     )
+
+
+@contextmanager
+def iterating(loader: DataLoader) -> Iterator[Iterator[dict]]:
+    """Iterates over a loader whose workers end with the block.
+
+    Args:
+        loader: What `train_loader` returned.
+
+    Yields:
+        The iterator.
+    """
+    iterator = iter(loader)
+    try:
+        yield iterator
+    finally:
+        # torch ends the workers when nothing refers to the iterator. If a traceback still does, its cycle closes
+        # the queues first, nothing tells the workers, and they stay as long as the process.
+        if loader.num_workers:
+            iterator._shutdown_workers()
 
 
 def next_batch(loader: Iterator[dict]) -> dict:
