@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hfseg.errors import BadSample, UserError, one_of
+from hfseg.errors import BadSample, UnknownValues, UserError, one_of
 
 HELP = """\
 usage: hfseg COMMAND ...
@@ -78,10 +78,17 @@ def init(arguments: list[str]) -> None:
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
     options, flags = parser.parse_known_args(arguments)
-    data = open_data(options.data, ["--data.on_bad_sample", "skip", *flags])
+    scan = {"max_scanned": 3 * options.limit}
+    try:
+        data, given = open_data(options.data, flags, **scan)
+    except UserError as error:
+        skip_helps = isinstance(error, BadSample) or "on_bad_sample skip" in (error.fix or "")
+        if isinstance(error, UnknownValues) or not skip_helps:
+            raise
+        data, given = open_data(options.data, [*flags, "--data.on_bad_sample", "skip"], **scan)
     from hfseg.data import inspect_data, write_recipe
 
-    print(write_recipe(inspect_data(data, limit=options.limit), options.data))
+    print(write_recipe(inspect_data(data, limit=options.limit), options.data, given))
 
 
 def evaluate(arguments: list[str]) -> None:
@@ -249,15 +256,16 @@ def read_recipe(config: str | None, flags: list[str]):
     return load_recipe(config, flags)
 
 
-def open_data(path: str, flags: list[str]):
+def open_data(path: str, flags: list[str], **more):
     """Returns the data at a path, read as the `--data.*` flags say.
 
     Args:
         path: Folder or hub id.
         flags: Of the command line.
+        **more: Arguments of `load_data` that a recipe does not have.
 
     Returns:
-        A `SegmentationData`.
+        A tuple of the `SegmentationData` and the `DataConfig` that the flags make.
 
     Raises:
         UserError: For a flag that says nothing about data, or data that cannot be read.
@@ -266,7 +274,7 @@ def open_data(path: str, flags: list[str]):
     recipe = read_recipe(None, [*flags, "--data.path", path])
     from hfseg.data import load_recipe_data
 
-    return load_recipe_data(recipe)
+    return load_recipe_data(recipe, **more), recipe.data
 
 
 def check_data_flags(flags: list[str]) -> None:

@@ -52,6 +52,10 @@ class BadSample(UserError):
         self.args = (sample, found, allowed, fix)  # so that it survives pickling out of a loader worker
 
 
+class UnknownValues(BadSample):
+    """A label map that holds values without a meaning: most often the labels are described wrongly, not the map."""
+
+
 def one_of(value: str, allowed: Iterable[str], what: str) -> str:
     """Returns `value` if it is among `allowed`, else raises with the nearest name suggested.
 

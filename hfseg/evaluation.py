@@ -237,13 +237,14 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
         trained = saved_schema(str(model), revision, token)
     if isinstance(data, (str, Path)):
         run = str(model) if trained and Path(str(model)).is_dir() else os.devnull
-        data = _open(run, str(data), overrides, on_bad_sample)
+        data = _open(run, str(data), overrides, on_bad_sample, trained)
     for note in data.notes:
         say(f"data: {note}")
     schema = data.schema
     names = [segmenter.model.config.id2label[i] for i in range(segmenter.model.config.num_labels)]
     merged = getattr(data.labels, "merge", None)  # asked for here and now, so it holds
-    if trained and list(trained.names) == names and trained.reads(schema) and not merged:
+    assumed = schema.origin.startswith("assumed") and not data.labels.given
+    if trained and list(trained.names) == names and not merged and (assumed or trained.reads(schema)):
         schema = trained  # the same stored values; what was merged or dropped for training is so here too
     chosen = data.find_split(split) if split else data.validation or data.train or next(iter(data))
     if chosen == data.train and not split:
@@ -289,7 +290,8 @@ def align_classes(schema: LabelSchema, names: list[str], say=lambda line: None) 
     return np.asarray(match, np.int64)
 
 
-def _open(run: str, path: str, overrides: Sequence[str], on_bad_sample: str) -> SegmentationData:
+def _open(run: str, path: str, overrides: Sequence[str], on_bad_sample: str,
+          trained: LabelSchema | None) -> SegmentationData:
     """Opens a run's own data as its recipe does, held-out split included, and other data by what it says itself."""
     own = None
     if (Path(run) / RECIPE).is_file():
@@ -298,7 +300,8 @@ def _open(run: str, path: str, overrides: Sequence[str], on_bad_sample: str) -> 
             own = run
     defaults = [] if own else ["--data.validation_fraction", "0"]
     return load_recipe_data(
-        load_recipe(own, [*defaults, *overrides, "--data.path", path, "--data.on_bad_sample", on_bad_sample])
+        load_recipe(own, [*defaults, *overrides, "--data.path", path, "--data.on_bad_sample", on_bad_sample]),
+        fallback=trained,
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from hfseg.errors import BadSample, UserError, one_of
+from hfseg.errors import BadSample, UnknownValues, UserError, one_of
 from hfseg.remap import (
     Colour,
     check_colour,
@@ -45,7 +45,8 @@ class LabelSchema:
         palette: (red, green, blue) of each class id, 0 to 255.
         stored: Pairs of a stored value and its class id, or None where the pixel is ignored.
         stored_names: What each pair's stored value is called; parallel to `stored`.
-        rgb: Whether stored maps are colour images; a stored value is then red << 16 | green << 8 | blue.
+        rgb: Whether stored maps are colour images; a stored value is then red << 16 | green << 8 | blue, or for a
+            `threshold` the largest of the three.
         threshold: For binary maps: a value that `stored` does not name counts as this one if it is at least as
             large, else as 0. None: such a value is refused.
         origin: How the schema was found, for people.
@@ -87,6 +88,11 @@ class LabelSchema:
         return 255 if self.num_labels <= 255 else 65535
 
     @property
+    def _packed(self) -> bool:
+        """Whether stored values are colours as one number."""
+        return self.rgb and self.threshold is None
+
+    @property
     def dtype(self) -> np.dtype:
         """The type of a map of class ids: uint8, or uint16 above 255 classes."""
         return np.dtype(np.uint8 if self.num_labels <= 255 else np.uint16)
@@ -120,7 +126,7 @@ class LabelSchema:
             ignore_name: What that value is called.
             reduce_labels: Stored 0 is ignored and stored k is class k - 1. A first name such as "unlabeled" or
                 "background" is taken as the name of stored 0.
-            binary: Two classes: 0, and every value from `threshold` up.
+            binary: Two classes: 0, and every value from `threshold` up; with `values`, just these two.
             threshold: The smallest value of the second class of a binary map.
             rgb: Maps are colour images. If `binary`, black is the first class and all else the second.
             origin: How this was found, for people.
@@ -146,7 +152,8 @@ class LabelSchema:
             if len(names) > 2:
                 raise UserError(f"binary labels with {len(names)} names", "two names", "leave out binary, or merge")
             threshold += threshold == ignore_index
-            values = [0, threshold]
+            exact = values is not None
+            values = values if exact else [0, threshold]
         if not names:
             raise UserError("no class names", "at least one", "give data.labels.names")
         if rgb and not binary:
@@ -164,7 +171,7 @@ class LabelSchema:
             stored=tuple((entry.value, ids.get(entry.value)) for entry in listed),
             stored_names=tuple(entry.name for entry in listed),
             rgb=rgb,
-            threshold=threshold if binary else None,
+            threshold=threshold if binary and not exact else None,
             origin=origin,
         )
 
@@ -251,7 +258,10 @@ class LabelSchema:
             )
         if self.rgb:  # a map whose colours are all grey comes as one channel
             values = values.astype(np.uint32)
-            values = values * 0x010101 if values.ndim == 2 else values @ RGB
+            if self.threshold is not None:
+                values = values.max(-1) if values.ndim == 3 else values
+            else:
+                values = values * 0x010101 if values.ndim == 2 else values @ RGB
         keys, key_ids, lut, (below, above) = self._lookup
         if values.dtype in (np.uint8, np.uint16):
             ids = lut[values]
@@ -278,29 +288,32 @@ class LabelSchema:
         lut[keys[inside]] = ids[inside]
         return keys, ids, lut, other
 
-    def _unknown(self, values: np.ndarray, size: int, sample: str) -> BadSample:
+    def _unknown(self, values: np.ndarray, size: int, sample: str) -> UnknownValues:
         found, counts = np.unique(values, return_counts=True)
         order = np.argsort(-counts)[:8]
-        listed = ", ".join(f"{show(int(found[i]), self.rgb)} ({percent(counts[i] / size)} of it)" for i in order)
+        listed = ", ".join(f"{show(int(found[i]), self._packed)} ({percent(counts[i] / size)} of it)" for i in order)
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        known = show_all([value for value, i in self.stored if i is not None], self.rgb)
-        ignored = [show(value, self.rgb) for value, i in self.stored if i is None]
+        known = show_all([value for value, i in self.stored if i is not None], self._packed)
+        ignored = [show(value, self._packed) for value, i in self.stored if i is None]
         allowed = known + (f"; ignored: {', '.join(ignored)}" if ignored else "")
         top, values = int(found[-1]), [value for value, i in self.stored if i is not None]
-        if self.rgb:
+        if self._packed:
             fix = "add the colours to data.labels.palette; those beyond data.labels.names are ignored"
         elif len(found) > 16:
             fix = "so many values look like instance ids, or a map saved as JPEG: save class ids as PNG"
             fix += ", or --data.labels.binary true" if self.num_labels <= 2 else ""
+        elif len(values) == 2 and values[0] == 0 and values[1] > 1:
+            fix = f"--data.labels.binary true if every value above 0 is {self.names[-1]!r}, else name every class"
         elif self.num_labels == 2 and len(found) == 1 and top > 2:
             fix = f"--data.labels.binary true if {top} is the second class, else --data.labels.ignore_index {top}"
         elif len(found) == 1 and top == max(values) + 1 and min(values) == 0:
             fix = f"--data.labels.reduce_labels true if 0 is unlabelled, --data.labels.ignore_index {top} if {top} is"
-        elif len(found) == 1:
+        elif len(found) == 1 or top == -1:
             fix = f"--data.labels.ignore_index {top} if it means unlabelled, else add its name to data.labels.names"
         else:
             fix = f"give data.labels.names with a name for every stored value, 0 to {top}"
-        return BadSample(sample or "label map", f"values that are not among the labels: {listed}{more}", allowed, fix)
+        what = f"values that are not among the labels: {listed}{more}"
+        return UnknownValues(sample or "label map", what, allowed, fix)
 
     def reads(self, other: LabelSchema) -> bool:
         """Tell whether this schema can take the place of one that was found in the data.
@@ -361,7 +374,7 @@ class LabelSchema:
         """
         rows = [("stored", "called", "id", "class", "colour")]
         for (value, i), called in zip(self.stored[:limit], self.stored_names, strict=False):
-            shown = show(value, self.rgb) + (" and above" if value == self.threshold else "")
+            shown = show(value, self._packed) + (" and above" if value == self.threshold else "")
             rest = ("-", "ignored", "") if i is None else (str(i), self.names[i], hex_colour(self.palette[i]))
             rows.append((shown, called, *rest))
         widths = [max(len(row[k]) for row in rows) for k in range(5)]

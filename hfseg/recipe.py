@@ -50,6 +50,11 @@ class LabelsConfig:
     drop: list[str] = field(default_factory=list)
     """Classes, by name, that become unlabelled."""
 
+    @property
+    def given(self) -> bool:
+        """Whether it says what stored values mean."""
+        return bool(self.names or self.palette or self.ignore_index is not None or self.reduce_labels or self.binary)
+
 
 @dataclass
 class DataConfig:

@@ -11,7 +11,8 @@ from hfseg.errors import UserError
 
 Colour = tuple[int, int, int]
 
-UNLABELLED = {"unlabelled", "unlabeled", "void", "ignore", "ignored", "unknown", "none", "null", "background"}
+_NO_CLASS = {"unlabelled", "unlabeled", "void", "ignore", "ignored", "unknown", "none", "null"}
+UNLABELLED = _NO_CLASS | {"background"}  # what stored 0 may be called where it has no class
 
 
 class Stored(NamedTuple):
@@ -62,6 +63,11 @@ def list_indices(
         if colours and len(colours) < len(names):  # a palette of the classes alone
             colours.insert(0, (0, 0, 0))
     values = list(range(len(names))) if values is None else [int(value) for value in values]
+    twice = next((value for value in values if values.count(value) > 1), None)
+    if twice is not None:
+        shared = ", ".join(name for name, value in zip(names, values) if value == twice)
+        raise UserError(f"the stored value {twice} has several names: {shared}", "one name for each value",
+                        "keep one of them")
     if len(values) != len(names):
         raise UserError(f"{len(names)} names for {len(values)} stored values", "a name for each")
     if colours and len(colours) < len(names):
@@ -70,7 +76,7 @@ def list_indices(
         )
     ignored = {ignore_index} | ({0} if reduce_labels else set())
     listed = [
-        Stored(value, name, colour, value in ignored or (value in (255, 65535) and plain(name) in UNLABELLED))
+        Stored(value, name, colour, value in ignored or (value in (-1, 255, 65535) and plain(name) in _NO_CLASS))
         for value, name, colour in zip(values, names, colours or [None] * len(names))
     ]
     usual = set() if binary else {255 if len(names) <= 255 else 65535}

@@ -117,6 +117,9 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     for note in data.notes:
         say(f"data: {note}")
     say(schema.table())
+    if schema.num_labels < 2:
+        raise UserError(f"the data has one class, {schema.names[0]!r}, and what is not it counts for nothing",
+                        "two classes or more", "name the rest, too: --data.labels.binary true makes it the background")
     counts = frequencies(recipe, data, say)
 
     # Model: what is loaded, what trains, what is minimised.

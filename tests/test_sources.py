@@ -20,7 +20,7 @@ from hfseg.data import SegmentationData, inspect_data, load_data, write_recipe
 from hfseg.data.folders import read_folder, split_name
 from hfseg.data.images import decode_image, decode_map, look_at
 from hfseg.data.schemas import find_schema, names_from_model, scan_maps
-from hfseg.errors import UserError
+from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
 from hfseg.recipe_reading import load_recipe
@@ -317,7 +317,9 @@ def test_scanned_zero_and_255_is_binary():
     ]
     assert "the 2 maps looked at hold only 0 and 255: assumed binary" in notes[0]
     schema, notes = scan([[0, 255]], declared={"names": ["road", "crack"]})
-    assert schema.names == ("road", "crack") and schema.threshold == 1
+    assert schema.names == ("road", "crack") and dict(schema.stored) == {0: 0, 255: 1}
+    with pytest.raises(BadSample, match="128"):  # not among what was seen
+        schema.apply(np.array([[0, 128, 255]], np.uint8))
     for values in ([[0, 1]], [[0, 255]]):  # one name is the foreground's
         assert scan(values, declared={"names": ["nucleus"]})[0].names == ("background", "nucleus")
     # Where a file says that 255 is ignored, that holds, and the trap is pointed out.
@@ -328,7 +330,7 @@ def test_scanned_zero_and_255_is_binary():
 def test_scanned_contiguous_values():
     schema, notes = scan([[0, 1, 2, 255]])
     assert schema.num_labels == 3 and schema.apply(np.array([[2, 255]], np.uint8)).tolist() == [[2, 255]]
-    assert "0 to 2, and 255, which is taken as unlabelled: 3 classes" in notes[0]
+    assert "0 to 2, and 255, taken as unlabelled: 3 classes" in notes[0]
     schema, notes = scan([[0, 1, 3]])
     assert schema.num_labels == 4 and "but for 2" in notes[0]
     schema, _ = scan([[0, 1, 2]], config=LabelsConfig(reduce_labels=True))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -84,7 +86,12 @@ def split_name(name: str) -> str:
         >>> split_name("Val"), split_name("fold3")
         ('validation', 'fold3')
     """
-    return _ALIASES.get(name.lower(), name)
+    return _split_of(name) or name
+
+
+def _split_of(name: str) -> str | None:
+    """The canonical split, if the name is that of one: "train2017" is "train"."""
+    return _ALIASES.get(re.sub(r"[_-]?(19|20)\d\d$", "", name.lower()))
 
 
 def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> tuple[dict[str, Pairs], list[str]]:
@@ -102,31 +109,36 @@ def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> t
         UserError: When there are no pairs, or names are missing or ambiguous.
     """
     tree = list(_walk(str(root)))
-    tables = [os.path.join(folder, name) for folder, _, names in tree for name in names if _is_metadata(name)]
     notes: list[str] = []
+    splits: dict[str, Pairs] = {}
+    tables = [os.path.join(folder, name) for folder, _, names in tree for name in names if _is_metadata(name)]
+    for table in tables:
+        parts = os.path.relpath(os.path.dirname(table), root).split(os.sep)
+        split = next(filter(None, map(_split_of, parts)), None)
+        for own, pairs in _read_metadata(table).items():
+            _extend(splits, (own and split_name(own)) or split or _default_split(root), pairs)
+        tree = [entry for entry in tree if not f"{entry[0]}/".startswith(os.path.dirname(table) + "/")]
     if tables:
-        splits = {}
-        for table in tables:
-            parts = os.path.relpath(os.path.dirname(table), root).split(os.sep)
-            split = next((_ALIASES[p.lower()] for p in parts if p.lower() in _ALIASES), _default_split(root))
-            _extend(splits, split, _read_metadata(table))
-        return splits, [f"pairs listed in {', '.join(os.path.relpath(table, root) for table in tables)}"]
+        notes.append(f"pairs listed in {', '.join(os.path.relpath(table, root) for table in tables)}")
+        if not any(_is_picture(name) for _, _, names in tree for name in names):
+            return splits, notes
 
+    listed = _split_lists(tree)
     groups: dict[tuple[str | None, tuple[str, ...]], _Group] = defaultdict(_Group)
     for folder, parts, names in tree:
         split, role, rest = _meaning(parts)
         files = groups[split, rest].files[role]
         for name in names:
-            stem, ending = os.path.splitext(name)
-            if ending.lower() in PHOTO_SUFFIXES or ending.lower() in ARRAY_SUFFIXES:
-                files[stem].append(os.path.join(folder, name))
+            if _is_picture(name):
+                stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])  # zips of macOS decompose accents
+                if not listed or split or any(_is_listed(stem, stems) for stems in listed.values()):
+                    files[stem].append(os.path.join(folder, name))
 
     filled = {split for (split, _), group in groups.items() if any(group.files.values())}
     for (split, _), group in groups.items():
         if split and split not in filled and {"image", "map"} & group.files.keys():
             raise UserError(f"the split {split!r} is empty", "at least one image", "remove it, or fill it")
     has_names = any(split is not None for split, _ in groups)
-    splits: dict[str, Pairs] = {}
     unlabelled: list[str] = []
     with_instances: list[str] = []
     for (split, rest), group in sorted(groups.items(), key=lambda item: (item[0][0] or "", item[0][1])):
@@ -140,7 +152,14 @@ def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> t
         pairs = _pair(images, maps, where, root, skip, notes)
         if rest:
             pairs.ids = ["/".join((*rest, name)) for name in pairs.ids]
-        _extend(splits, split or (rest[0] if has_names and rest else _default_split(root)), pairs)
+        if listed and not split:
+            for own, stems in listed.items():
+                _extend(splits, own, _those(pairs, stems))
+        else:
+            _extend(splits, split or (rest[0] if has_names and rest else _default_split(root)), pairs)
+    if listed:
+        notes.append(f"splits listed in text files: {', '.join(listed)}; what they do not list is left out")
+    splits = {split: pairs for split, pairs in splits.items() if pairs.images}
     if splits:
         for where in unlabelled + with_instances:
             notes.append(f"{where} has images without label maps: left out")
@@ -159,6 +178,7 @@ def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> t
 def _walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
     """Yield (folder, its parts below the root, file names), leaving out what is hidden."""
     stack: list[tuple[str, tuple[str, ...]]] = [(root, ())]
+    seen = {os.path.realpath(root)}
     while stack:
         folder, parts = stack.pop()
         names = []
@@ -167,13 +187,51 @@ def _walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
                 for entry in entries:
                     if entry.name.startswith((".", "__MACOSX")):
                         continue
-                    if entry.is_dir() and len(parts) < 8:  # links may lead in circles
-                        stack.append((entry.path, (*parts, entry.name)))
-                    elif not entry.is_dir():
-                        names.append(entry.name)
+                    if not entry.is_dir():
+                        names.append(_readable(entry.name, folder))
+                    elif (real := os.path.realpath(entry.path)) not in seen:  # links may lead in circles
+                        seen.add(real)
+                        stack.append((entry.path, (*parts, _readable(entry.name, folder))))
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {error.strerror}", fix="check its permissions") from error
         yield folder, parts, sorted(names)
+
+
+def _readable(name: str, folder: str) -> str:
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = name.encode("utf-8", "backslashreplace").decode()
+        raise UserError(f"{folder}: the name {shown!r} is not UTF-8", "file names in UTF-8",
+                        "rename it; `convmv -f latin1 -t utf8 -r --notest` renames a whole folder") from error
+    return name
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in (*PHOTO_SUFFIXES, *ARRAY_SUFFIXES)
+
+
+def _split_lists(tree: list[tuple[str, tuple[str, ...], list[str]]]) -> dict[str, set[str]]:
+    """Read which stems belong to which split, as Pascal VOC lists them in ImageSets/Segmentation/val.txt."""
+    listed: dict[str, set[str]] = {}
+    for folder, parts, names in tree:
+        if [part.lower() for part in parts[-2:]] == ["imagesets", "segmentation"]:
+            for name in names:
+                stem, ending = os.path.splitext(name)
+                if ending == ".txt" and _split_of(stem):
+                    with open(os.path.join(folder, name), encoding="utf-8-sig", errors="replace") as file:
+                        listed[_split_of(stem)] = {line.split()[0] for line in file if line.strip()}
+    return listed
+
+
+def _is_listed(stem: str, stems: set[str]) -> bool:
+    return stem in stems or any(stem.endswith(e) and _base(stem, e) in stems for e in MAP_ENDINGS[1:])
+
+
+def _those(pairs: Pairs, stems: set[str]) -> Pairs:
+    """The pairs of some names."""
+    kept = [i for i, name in enumerate(pairs.ids) if name.split("/")[-1] in stems]
+    return Pairs(*([column[i] for i in kept] for column in (pairs.images, pairs.maps, pairs.ids)))
 
 
 def _meaning(parts: Sequence[str]) -> tuple[str | None, str, tuple[str, ...]]:
@@ -188,8 +246,8 @@ def _meaning(parts: Sequence[str]) -> tuple[str | None, str, tuple[str, ...]]:
 
 
 def _word(part: str) -> tuple[str | None, str | None]:
-    if part in _ALIASES or part in _ROLES:
-        return _ALIASES.get(part), _ROLES.get(part)
+    if _split_of(part) or part in _ROLES:
+        return _split_of(part), _ROLES.get(part)
     for alias in sorted(_ALIASES, key=len, reverse=True):  # trainannot, train_masks, masks-val
         for rest in (part.removeprefix(alias), part.removesuffix(alias)):
             if rest != part and (role := _ROLES.get(rest.strip("_- ."))):
@@ -235,6 +293,7 @@ def _pair(images, maps, where: str, root: Path, skip: bool, notes: list[str]) ->
             if not stem.lower().endswith(VIEW_ENDINGS):
                 orphans += paths
 
+    _use_one_coding(found, where)
     pairs, lonely = Pairs(), []
     for stem in sorted(images):
         candidates = sorted(found.get(stem, ()))
@@ -272,6 +331,20 @@ def _pair(images, maps, where: str, root: Path, skip: bool, notes: list[str]) ->
     return pairs
 
 
+def _use_one_coding(found: dict[str, list[tuple[int, str]]], where: str) -> None:
+    """Of label maps in several codings, such as Cityscapes' ids and train ids, keep the best that all images have."""
+    codings = [rank for rank, ending in enumerate(MAP_ENDINGS) if ending.startswith("_gtfine")]
+    ranks = [{rank for rank, _ in candidates if rank in codings} for candidates in found.values()]
+    if not any(ranks):
+        return
+    common = set.intersection(*ranks)
+    if not common:
+        raise UserError(f"{where}: some label maps are named *{MAP_ENDINGS[codings[0]]}, others *"
+                        f"{MAP_ENDINGS[codings[1]]}", "one coding for all images", "make the missing ones")
+    for stem, candidates in found.items():
+        found[stem] = [(rank, path) for rank, path in candidates if rank not in codings or rank == min(common)]
+
+
 def _some(paths: Sequence[str], root: Path, count: int = 5) -> str:
     names = ", ".join(os.path.relpath(path, root) for path in paths[:count]) or "nothing"
     return names + (f" and {len(paths) - count} more" if len(paths) > count else "")
@@ -286,7 +359,7 @@ def _extend(splits: dict[str, Pairs], split: str, more: Pairs) -> None:
 
 def _default_split(root: Path) -> str:
     """A folder without splits is one split: the one it is named after, else all of it is for training."""
-    return _ALIASES.get(root.name.lower(), "train")
+    return _split_of(root.name) or "train"
 
 
 # -- imagefolder with metadata ------------------------------------------------------------------------------
@@ -296,17 +369,19 @@ def _is_metadata(name: str) -> bool:
     return name in ("metadata.csv", "metadata.jsonl")
 
 
-def _read_metadata(table: str) -> Pairs:
-    """Read metadata.csv or metadata.jsonl: `file_name` and a column such as `mask_file_name`."""
-    with open(table, encoding="utf-8", newline="") as file:
-        try:
+def _read_metadata(table: str) -> dict[str | None, Pairs]:
+    """Read metadata.csv or metadata.jsonl: `file_name`, a column such as `mask_file_name`, and perhaps `split`."""
+    try:
+        with open(table, encoding="utf-8-sig", newline="") as file:
             rows = (
                 list(csv.DictReader(file))
                 if table.endswith(".csv")
                 else [json.loads(line) for line in file if line.strip()]
             )
-        except (json.JSONDecodeError, csv.Error) as error:
-            raise UserError(f"{table} cannot be read: {error}", "a table of file names") from error
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("a line is no object")
+    except (ValueError, csv.Error) as error:  # JSON's and UTF-8's are ValueErrors
+        raise UserError(f"{table} cannot be read: {error}", "a table of file names, in UTF-8") from error
     if not rows:
         raise UserError(f"{table} is empty", "a row per image")
     columns = [column for column in rows[0] if column]
@@ -319,22 +394,24 @@ def _read_metadata(table: str) -> Pairs:
             "rename the columns",
         )
     folder = os.path.dirname(table)
-    pairs = Pairs()
+    split = next((c for c in ("split", "subset", "partition") if c in columns), None)
+    splits: dict[str | None, Pairs] = defaultdict(Pairs)
+    seen = set()
     for number, row in enumerate(rows, start=2 if table.endswith(".csv") else 1):
         for column in (image, label):
-            if not row.get(column):
-                raise UserError(f"{table}, line {number}: no {column}", "a path relative to the table", "fill it in")
+            value = row.get(column)
+            row[column] = value.get("path") if isinstance(value, dict) else value
+            if not isinstance(row[column], str) or not row[column]:
+                found = f"{column} is {value!r}" if value else f"no {column}"
+                raise UserError(f"{table}, line {number}: {found}", "a path relative to the table", "fill it in")
+        if row[image] in seen:
+            raise UserError(f"{table} lists {row[image]} more than once", "each image once", "remove the other rows")
+        seen.add(row[image])
+        pairs = splits[str(row[split]) if split and row.get(split) else None]
         pairs.images.append(os.path.join(folder, row[image]))
         pairs.maps.append(os.path.join(folder, row[label]))
         pairs.ids.append(os.path.splitext(row[image])[0])
-    repeated = sorted({name for name in pairs.images if pairs.images.count(name) > 1}) if _repeats(pairs.images) else []
-    if repeated:
-        raise UserError(f"{table} lists {repeated[0]} more than once", "each image once", "remove the other rows")
-    return pairs
-
-
-def _repeats(names: list[str]) -> bool:
-    return len(set(names)) < len(names)
+    return dict(splits)
 
 
 def _stripped(column: str) -> str:

@@ -30,7 +30,7 @@ def class_counts(data, split: str, limit: int = 500, skip_bad: bool = False) -> 
     for number, row in enumerate(picked):
         name = name_of(row["semantic_map"]) or f"label map {number} of {split}"
         try:
-            ids = schema.apply(decode_map(row["semantic_map"], sample=name), sample=name)
+            ids = schema.apply(decode_map(row["semantic_map"], name, schema.rgb), sample=name)
         except BadSample:
             if skip_bad:
                 continue

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import struct
+import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +34,7 @@ _BROKEN = (
     IndexError,
     KeyError,
     struct.error,
-    Image.DecompressionBombError,
+    tokenize.TokenError,
 )
 _ORIENTATION = 0x0112  # EXIF tag
 
@@ -88,7 +89,7 @@ def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
     array = _bands_last(content, name)
     if channels > 4:
         _check_bands(array, channels, name)
-        return np.array(array) if array.dtype in (np.uint8, np.uint16) else np.nan_to_num(array.astype(np.float32))
+        return np.array(array) if array.dtype in (np.uint8, np.uint16) else _finite(array)
     array = _eight_bits(array)
     if array.shape[2] == channels:
         return np.ascontiguousarray(array)
@@ -97,7 +98,7 @@ def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
     return _photo(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels, name)
 
 
-def decode_map(value: Any, sample: str = "") -> np.ndarray:
+def decode_map(value: Any, sample: str = "", by_colour: bool = False) -> np.ndarray:
     """Read a label map as the values that are stored.
 
     A palette image gives its indices, 1 bit gives 0 and 1, and a colour image whose three channels are equal
@@ -106,6 +107,7 @@ def decode_map(value: Any, sample: str = "") -> np.ndarray:
     Args:
         value: As for `decode_image`.
         sample: The file or row, for messages.
+        by_colour: Whether a palette image gives its colours.
 
     Returns:
         (H, W) integers, or (H, W, 3) uint8 colours.
@@ -121,7 +123,7 @@ def decode_map(value: Any, sample: str = "") -> np.ndarray:
     content = _load(value, name)
     if isinstance(content, Image.Image):
         content = _upright(content, name)
-        if content.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        if content.mode in ("CMYK", "YCbCr", "LAB", "HSV") or (by_colour and content.mode in ("P", "PA")):
             content = content.convert("RGB")
         array = np.asarray(content)
         if content.mode in ("LA", "PA", "La"):
@@ -169,7 +171,7 @@ def read_row(row: Mapping[str, Any], schema: LabelSchema, channels: int = 3, nam
         if row.get(column) is None:
             raise BadSample(image_file or name, f"it has no {what}", fix="add it, or remove the row")
     image = decode_image(row["image"], channels, image_file or f"{name} (image)")
-    stored = decode_map(row["semantic_map"], map_file or f"{name} (label map)")
+    stored = decode_map(row["semantic_map"], map_file or f"{name} (label map)", schema.rgb)
     if image.shape[:2] != stored.shape[:2]:
         (height, width), (map_height, map_width) = image.shape[:2], stored.shape[:2]
         turned = (height, width) == (map_width, map_height)
@@ -200,21 +202,56 @@ def name_of(value: Any) -> str:
     return getattr(value, "filename", "") or ""
 
 
-def is_lossy(value: Any) -> bool:
-    """Tell whether a stored label map is a JPEG, whose values are only near what was drawn.
+def palette_of(value: Any) -> dict[int, tuple[int, int, int]] | None:
+    """Tell the colours of a palette image.
 
     Args:
         value: As for `decode_image`.
 
     Returns:
-        True for JPEG files.
+        (red, green, blue) of each index that occurs, or None for an image of another kind or a broken one.
     """
-    if isinstance(value, Image.Image):
+    try:
+        content = _load(value, "", lazily=True)
+        if not isinstance(content, Image.Image) or content.mode != "P":
+            return None
+        used = np.flatnonzero(np.bincount(np.asarray(content).ravel(), minlength=256))
+        colours = np.zeros((256, 3), np.uint8)
+        listed = np.array(content.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+        colours[: len(listed)] = listed
+    except (BadSample, *_BROKEN):
+        return None
+    return {int(i): tuple(colours[i].tolist()) for i in used}
+
+
+def is_lossy(value: Any) -> bool:
+    """Tell whether a stored label map went through lossy compression, so that values are only near what was drawn.
+
+    Args:
+        value: As for `decode_image`.
+
+    Returns:
+        True for JPEG, and for WebP and JPEG 2000 unless they are of the lossless kind.
+    """
+    if isinstance(value, Image.Image) and not (value.filename if hasattr(value, "filename") else ""):
         return value.format == "JPEG"
     content = value.get("bytes") if isinstance(value, Mapping) else value
-    if isinstance(content, bytes):
-        return content[:2] == b"\xff\xd8"
-    return name_of(value).lower().endswith((".jpg", ".jpeg"))
+    if not isinstance(content, bytes):
+        file = name_of(value)
+        if not file.lower().endswith((".jpg", ".jpeg", ".jp2", ".webp")):
+            return False
+        try:
+            content = Path(file).read_bytes()
+        except OSError:
+            return False
+    if content[:2] == b"\xff\xd8":
+        return True
+    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        return b"VP8 " in content
+    if content[4:8] == b"jP  " or content[:4] == b"\xff\x4f\xff\x51":
+        marker = content.find(b"\xff\x52")  # COD; its last fixed byte names the wavelet: 0 is the irreversible one
+        return marker < 0 or content[marker + 13 : marker + 14] == b"\0"
+    return False
 
 
 class Look(NamedTuple):
@@ -286,6 +323,11 @@ def _load(value: Any, name: str, lazily: bool = False) -> Image.Image | np.ndarr
         return image
     except FileNotFoundError as error:
         raise BadSample(name, "the file does not exist", fix="restore the file, or remove the row") from error
+    except Image.DecompressionBombError as error:
+        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
+        raise BadSample(
+            name, "the image is too large to be opened safely", f"up to {most} million pixels", "cut it into tiles"
+        ) from error
     except UnidentifiedImageError as error:
         raise BadSample(name, "not an image file", "JPEG, PNG, TIFF, npy...", "save it again, or remove it") from error
     except _BROKEN as error:
@@ -301,8 +343,11 @@ def _load_tiff(source: str | io.BytesIO) -> Image.Image | np.ndarray:
 
     with tifffile.TiffFile(source) as tiff:
         page, series = tiff.pages[0], tiff.series[0]
-        if len(tiff.pages) > 1 or page.bitspersample not in (1, 8) or page.samplesperpixel > 4:
+        unknown_band = page.samplesperpixel == 4 and tuple(page.extrasamples) == (0,)  # such as infrared: not alpha
+        if len(tiff.pages) > 1 or page.bitspersample not in (1, 8) or page.samplesperpixel > 4 or unknown_band:
             array, axes = series.asarray(), series.axes
+            if "Q" in axes and array.ndim == 3:  # an array whose axes the writer did not name
+                return array
             rows, columns = axes.index("Y"), axes.index("X")
             array = np.moveaxis(array, (rows, columns), (0, 1))
             return array.reshape(*array.shape[:2], -1)
@@ -357,7 +402,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         return array
     if array.dtype == bool:
         return array.astype(np.uint8) * np.uint8(255)
-    values = np.nan_to_num(array.astype(np.float32), nan=0, posinf=0, neginf=0)
+    values = _finite(array)
     low, high = float(values.min()), float(values.max())
     if array.dtype.kind == "f" and low >= 0 and high <= 1:
         low, high = 0.0, 1.0
@@ -368,6 +413,12 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         if high <= low:  # nearly all of it is one value: let the rest be seen
             low, high = float(values.min()), max(float(values.max()), float(values.min()) + 1)
     return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """As float32, with 0 for what no sensor measured: NaN, infinity and the huge numbers that stand for no data."""
+    values = array.astype(np.float32)
+    return np.where(np.abs(values) < 1e30, values, np.float32(0))
 
 
 def _check_bands(array: np.ndarray, channels: int, name: str) -> None:

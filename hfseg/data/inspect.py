@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -12,9 +13,9 @@ import numpy as np
 
 from hfseg.data.images import look_at, read_row
 from hfseg.data.sources import SegmentationData, StreamingSegmentationData
-from hfseg.errors import BadSample
+from hfseg.errors import BadSample, UnknownValues
 from hfseg.labels import LabelSchema
-from hfseg.recipe import LabelsConfig
+from hfseg.recipe import DataConfig, LabelsConfig
 from hfseg.remap import percent
 
 STEPS = 4000  # optimizer steps that a recipe aims at
@@ -96,6 +97,9 @@ def inspect_data(data: SegmentationData | StreamingSegmentationData, limit: int 
     Returns:
         The report.
 
+    Raises:
+        BadSample: When a label map holds values without a meaning, or not one sample can be used.
+
     Example:
         >>> from hfseg.data import load_data
         >>> report = inspect_data(load_data("shapes", scenes=4))
@@ -115,12 +119,15 @@ def inspect_data(data: SegmentationData | StreamingSegmentationData, limit: int 
         present=np.zeros(count, np.int64),
         widths=np.zeros(count),
     )
-    outline = np.zeros(count, np.int64)
+    outline, first = np.zeros(count, np.int64), None
     for row in _rows(data, limit):
         try:
             sample = read_row(row, data.schema, data.channels)
             image, label = look_at(row["image"]), look_at(row["semantic_map"])
+        except UnknownValues:
+            raise  # passing over such maps would train on the others alone
         except BadSample as error:
+            first = first or error
             report.bad.append(str(error))
             continue
         report.looked += 1
@@ -133,6 +140,8 @@ def inspect_data(data: SegmentationData | StreamingSegmentationData, limit: int 
         report.pixels += counts[:count]
         report.present += counts[:count] > 0
         outline += np.bincount(ids[_on_outline(ids)], minlength=data.schema.ignore_index + 1)[:count]
+    if first and not report.looked:
+        raise first
     report.widths = 2 * report.pixels / np.maximum(outline, 1)
     return report
 
@@ -165,12 +174,13 @@ def _common(counter: Counter, show=str) -> str:
 # -- the recipe ---------------------------------------------------------------------------------------------
 
 
-def write_recipe(report: Report, path: str | Path) -> str:
+def write_recipe(report: Report, path: str | Path, given: DataConfig | None = None) -> str:
     """Write a recipe that fits the data; its comments say what was seen and why each value was chosen.
 
     Args:
         report: What `inspect_data` saw.
         path: The data, as it goes into the recipe.
+        given: How the data was read; what differs from the defaults goes into the recipe.
 
     Returns:
         YAML that `hfseg train --config` reads.
@@ -198,9 +208,14 @@ def write_recipe(report: Report, path: str | Path) -> str:
     if report.channels != 3:
         lines.append(f"  # Images have {report.channels} bands: the first layer is adapted to them.")
     lines += ["data:", f"  path: {_value(str(path))}", *_labels(report)]
-    if report.bad:
+    chosen = {f.name: getattr(given or DataConfig(), f.name) for f in dataclasses.fields(DataConfig)}
+    usual = vars(DataConfig())
+    lines += [f"  {key}: {_value(value)}" for key, value in chosen.items()
+              if value != usual[key] and key not in ("path", "labels", "on_bad_sample")]
+    if report.bad or chosen["on_bad_sample"] == "skip":
+        some = f"{len(report.bad)} samples" if report.bad else "Some samples"
         lines += [
-            f"  # {len(report.bad)} samples cannot be used, see above: `skip` passes over them, `stop` stops there.",
+            f"  # {some} cannot be used, see above: `skip` passes over them, `stop` stops there.",
             "  on_bad_sample: skip",
         ]
     lines += ["augment:", *_augmentation(report, crop, crop_why), "loss:", *_loss(report), "train:"]
@@ -251,6 +266,8 @@ def _labels(report: Report) -> list[str]:
         elif schema.rgb:
             colours = [list(colour) for colour in schema.palette]
             chosen |= {"names": list(schema.names), "palette": colours} if given.ignore_index is None else {}
+        elif len(values) == 2 and values[0] == 0 and values[1] > 1:
+            chosen |= {"binary": True, "names": list(schema.names)}
         elif values == list(range(first, first + len(values))):
             chosen["names"] = list(schema.names)
         else:

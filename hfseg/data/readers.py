@@ -65,7 +65,8 @@ def read_local(
         raise UserError(f"{root} cannot be read", fix="check its permissions")
     if (root / "dataset_dict.json").is_file() or (root / "state.json").is_file():
         return _read_saved(root), []
-    tables = sorted(root.rglob("*.parquet"))
+    tables = sorted(file for file in root.rglob("*.parquet")
+                    if not any(part.startswith(".") for part in file.relative_to(root).parts))
     if tables:
         files: dict[str, list[str]] = {}
         for file in tables:
@@ -84,6 +85,8 @@ def _read_saved(root: Path) -> dict[str, datasets.Dataset]:
     try:
         if (root / "dataset_dict.json").is_file():
             names = json.loads((root / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
+            if not names:
+                raise UserError(f"{root} was saved without a split", "at least one split with an image")
             folders = {name: root / name for name in names}
         result = {}
         for split, folder in folders.items():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from hfseg.data.images import decode_map, is_lossy
+from hfseg.data.images import decode_map, is_lossy, palette_of
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import RGB, LabelSchema
 from hfseg.recipe import LabelsConfig
@@ -41,45 +41,78 @@ def read_declared(find: Callable[[str], Path | None]) -> Declared:
         path = find(name)
         if path is None:
             continue
-        if name == "labels.json":
-            return {"schema": LabelSchema.load(path)}
         try:
-            text = Path(path).read_text(encoding="utf-8")
+            text = Path(path).read_text(encoding="utf-8-sig")
             content = (
                 json.loads(text) if name.endswith(".json") else [s.strip() for s in text.splitlines() if s.strip()]
             )
+            if name == "labels.json" and isinstance(content, Mapping) and "remap" in content:
+                return {"schema": LabelSchema.from_dict(content)}
             return {**_declared(content), "origin": name}
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, UserError) as error:
+            if name == "labels.json" and not isinstance(error, UserError | OSError | json.JSONDecodeError):
+                continue  # another tool's: hfseg's own has a remap
             allowed = '{"names": [...], "palette": [...], "ignore_index": n}, or {"0": "name", ...}'
-            raise UserError(
-                f"{path} cannot be read: {error!r}", allowed, "mend it, or give data.labels.names"
-            ) from error
+            raise UserError(f"{path} cannot be read: {error}", allowed, "mend it, or give data.labels.names") from error
     return {}
 
 
 def _declared(content: Any) -> Declared:
     """Understand a list of names, {names, palette, ignore_index}, {id: name}, {name: id} or [{id, name, color}]."""
     if isinstance(content, Mapping) and "names" in content:
-        keys = ("palette", "ignore_index", "ignore_name")
-        inner = _declared(content["names"])
-        return {**inner, **{key: content[key] for key in keys if content.get(key) is not None}}
-    if isinstance(content, Mapping):
-        for key in ("id2label", "label2id"):
-            if isinstance(content.get(key), Mapping):
-                return _declared(content[key])
+        found = _declared(content["names"])
+        found |= {key: content[key] for key in ("palette", "ignore_name") if content.get(key) is not None}
+        if content.get("ignore_index") is not None:
+            found["ignore_index"] = _whole(content["ignore_index"], "ignore_index")
+        return found
+    for key in ("id2label", "label2id"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            return _declared(content[key])
+    if isinstance(content, Mapping) and content:
         if all(str(key).lstrip("-").isdigit() for key in content):
-            pairs = sorted((int(key), str(name)) for key, name in content.items())
+            entries = [(int(key), *_name_and_colour(entry)) for key, entry in content.items()]
+        elif all(isinstance(entry, Mapping) for entry in content.values()):
+            entries = [(_whole(entry["id"], "id"), name, _colour_of(entry)) for name, entry in content.items()]
         else:
-            pairs = sorted((int(value), str(name)) for name, value in content.items())
-        return {"names": [name for _, name in pairs], "values": [value for value, _ in pairs]}
-    if content and isinstance(content[0], Mapping):
-        rows = sorted(content, key=lambda row: row["id"])
-        colours = [row.get("color", row.get("colour")) for row in rows]
-        found = {"names": [row["name"] for row in rows], "values": [row["id"] for row in rows]}
-        return {**found, "palette": colours} if all(colours) else found
-    if not content:
+            entries = [(_whole(value, name), name, None) for name, value in content.items()]
+    elif isinstance(content, list) and content:
+        entries = [
+            (_whole(entry["id"], "id") if isinstance(entry, Mapping) and "id" in entry else i, *_name_and_colour(entry))
+            for i, entry in enumerate(content)
+        ]
+    else:
         raise ValueError("no names")
-    return {"names": [str(name) for name in content]}
+    listed: dict[int, tuple[str, Any]] = {}
+    for value, name, colour in sorted(entries, key=lambda entry: entry[0]):
+        if value in listed and value not in (-1, 255, 65535):  # these are what nobody wants, whatever it is called
+            raise ValueError(f"{listed[value][0]!r} and {name!r} have the same id {value}")
+        listed.setdefault(value, (name, colour))
+    found = {"names": [name for name, _ in listed.values()]}
+    if list(listed) != list(range(len(listed))) or not isinstance(content, list):
+        found["values"] = list(listed)
+    colours = [colour for _, colour in listed.values()]
+    return {**found, "palette": colours} if all(colours) else found
+
+
+def _name_and_colour(entry: Any) -> tuple[str, Any]:
+    """Read "road", {"name": "road", "color": [...]} or ["road", [...]]."""
+    if isinstance(entry, Mapping):
+        return str(entry["name"]), _colour_of(entry)
+    if isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], list):
+        return entry[0], entry[1]
+    if not isinstance(entry, str):
+        raise ValueError(f"{entry!r} is no name")
+    return entry, None
+
+
+def _colour_of(entry: Mapping) -> Any:
+    return entry.get("color", entry.get("colour"))
+
+
+def _whole(value: Any, what: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).lstrip("-").isdigit():
+        raise ValueError(f"{what} is {value!r}, no whole number")
+    return int(value)
 
 
 @dataclass
@@ -92,7 +125,8 @@ class Scan:
         looked: How many maps were read.
         total: How many there are, None for a stream.
         coloured: How many of them are colour images.
-        lossy: Whether any is a JPEG.
+        lossy: Whether any is a JPEG, or another format that changes values.
+        by_colour: Whether palette images were read by their colours.
         instance_like: Whether each map numbers its objects 1 to n, n differing from map to map.
     """
 
@@ -103,33 +137,50 @@ class Scan:
     coloured: int = 0
     lossy: bool = False
     instance_like: bool = False
+    by_colour: bool = False
 
     @property
     def rgb(self) -> bool:
         """Whether any map is a colour image; a grey one among them is a colour image, too."""
-        return self.coloured > 0
+        return self.coloured > 0 or self.by_colour
+
+    @property
+    def two_ended(self) -> bool:
+        """Whether nearly all pixels are dark or bright: what is left of a map of two values after lossy compression."""
+        levels = Counter()
+        for value, count in self.counts.items():
+            levels[max(value >> 16, value >> 8 & 255, value & 255) if self.rgb else value] += count
+        ends = sum(count for value, count in levels.items() if value < 64 or value > 191)
+        return max(levels, default=0) >= 240 and ends >= 0.95 * levels.total()
 
     def __str__(self) -> str:
         of = "" if self.total is None or self.total == self.looked else f" of {self.total}"
         return f"the {self.looked}{of} maps looked at" if self.looked != 1 else f"the one map{of} looked at"
 
 
-def scan_maps(values: Iterable[Any], total: int | None = None) -> Scan:
+def scan_maps(values: Iterable[Any], total: int | None = None, *, limit: int = MAX_MAPS,
+              palette: Sequence[Sequence[int]] = (), by_colour: bool | None = None) -> Scan:
     """Count the stored values of some label maps; those that cannot be read are passed over.
 
     Args:
         values: Maps, as `decode_map` takes them.
         total: How many maps the data has.
+        limit: How many to read.
+        palette: The declared colours, in the order of the stored values.
+        by_colour: Whether to read palette images by their colours; None to find out.
 
     Returns:
         The scan.
     """
-    scan, pixels, tops, counted = Scan(total=total), 0, [], []
-    for place, value in enumerate(itertools.islice(values, MAX_MAPS)):
-        if pixels >= MAX_PIXELS:
+    values = list(itertools.islice(values, limit))
+    if by_colour is None:
+        by_colour = _colours_count([palette_of(value) for value in values], [tuple(colour) for colour in palette])
+    scan, pixels, tops, counted = Scan(total=total, by_colour=by_colour), 0, [], []
+    for place, value in enumerate(values):
+        if pixels >= MAX_PIXELS * limit / MAX_MAPS:
             break
         try:
-            stored = decode_map(value)
+            stored = decode_map(value, by_colour=by_colour)
         except BadSample:
             continue
         scan.looked += 1
@@ -148,6 +199,20 @@ def scan_maps(values: Iterable[Any], total: int | None = None) -> Scan:
     most = max((top for top, _ in tops), default=0)
     scan.instance_like = most > 20 and len(set(tops)) > 1 and all(top == distinct for top, distinct in tops)
     return scan
+
+
+def _colours_count(palettes: list[dict | None], declared: list[tuple]) -> bool:
+    """Tell whether palette images carry their classes in the colours, since an index is not the same in each.
+
+    With declared colours: the images use these and no others, but at other indices.
+    """
+    if not palettes or None in palettes:
+        return False
+    if declared:
+        known = all(colour in declared for used in palettes for colour in used.values())
+        return known and any(declared[i : i + 1] != [colour] for used in palettes for i, colour in used.items())
+    first: dict[int, tuple] = {}
+    return any(first.setdefault(i, colour) != colour for used in palettes for i, colour in used.items())
 
 
 def _distinct(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -174,12 +239,9 @@ def find_schema(declared: Declared, labels: LabelsConfig, scan: Scan) -> tuple[L
         UserError: When the meaning cannot be told.
     """
     notes: list[str] = []
-    explicit = (
-        labels.names or labels.palette or labels.ignore_index is not None or labels.reduce_labels or labels.binary
-    )
     if "schema" in declared:
         schema = declared["schema"]
-        if explicit:
+        if labels.given:
             stored = {"names": schema.stored_names, "values": [value for value, _ in schema.stored]}
             declared = stored if not schema.rgb else {"names": schema.names, "palette": schema.palette}
             declared["origin"] = "labels.json and the recipe"
@@ -212,7 +274,10 @@ def _choose(chosen: Declared, labels: LabelsConfig, scan: Scan, notes: list[str]
     elif labels.binary:  # 255 is what binary maps mark the second class with
         chosen.pop("ignore_index", None)
     # Named classes without colours: then it is the colour maps among others that are wrong, each by itself.
-    rgb = scan.rgb and not (chosen.get("names") and not chosen.get("palette") and scan.coloured < scan.looked)
+    misplaced = chosen.get("names") and not chosen.get("palette") and scan.coloured < scan.looked
+    rgb = scan.by_colour or (scan.rgb and not misplaced)
+    if scan.by_colour:
+        notes.append("labels: an index of the palette images is not the same colour everywhere: read by their colours")
     chosen |= {"reduce_labels": labels.reduce_labels, "binary": labels.binary, "rgb": rgb}
     if labels.binary or labels.reduce_labels:
         chosen.pop("values", None)
@@ -228,17 +293,24 @@ def _choose(chosen: Declared, labels: LabelsConfig, scan: Scan, notes: list[str]
         and values
         and not scan.rgb
     ):
-        lossy = scan.lossy and values[-1] >= 240
+        lossy = scan.lossy and scan.two_ended
         sure = values[-1:] == [255] or (values[-1] > 1 if names is None else len(names) == 1)
-        if lossy or (len(values) == 2 and values[0] == 0 and sure):
+        if lossy or (len(values) == 2 and values[0] == 0 and sure and not scan.lossy):
             chosen["binary"] = True
             chosen.pop("values", None)
             if not lossy:
+                chosen["values"] = values  # another value was not foreseen
                 notes.append(
                     f"labels: {scan} hold only 0 and {values[1]}: assumed binary, {values[1]} is the second class"
                 )
+    if scan.lossy and not rgb and not chosen["binary"]:
+        raise UserError(
+            "the label maps are JPEGs, or of another format that changes values: class ids cannot be told from them",
+            "PNG or another lossless format; lossy maps of black and white alone",
+            "save the maps as PNG, from what they were made from",
+        )
     if chosen["binary"]:
-        if scan.lossy and values and values[-1] >= 240:
+        if scan.lossy and scan.two_ended:
             chosen["threshold"] = 128
             notes.append("labels: the maps are JPEGs, whose values are inexact: assumed binary, split at 128")
         if names is not None and len(names) > 2:
@@ -283,7 +355,13 @@ def _choose_colours(chosen: Declared, scan: Scan, notes: list[str]) -> None:
 def _choose_values(chosen: Declared, values: list[int], scan: Scan, notes: list[str]) -> None:
     """Make classes of the values seen."""
     reduced = chosen["reduce_labels"]
-    classes = [value for value in values if value != 255 and not (reduced and value == 0)]
+    if "ignore_index" not in chosen and len(values) > 2:
+        if values[-1] == 65535 and values[-2] < MAX_VALUES:
+            chosen["ignore_index"] = 65535
+        elif values[0] == -1:
+            chosen["ignore_index"] = -1
+    unlabelled = [value for value in values if value in (255, chosen.get("ignore_index"))]
+    classes = [value for value in values if value not in unlabelled and not (reduced and value == 0)]
     top = classes[-1] if classes else 0
     named = "give data.labels.names, in the order of the stored values"
     if not classes or classes == [0]:
@@ -301,10 +379,12 @@ def _choose_values(chosen: Declared, values: list[int], scan: Scan, notes: list[
         missing = sorted(set(range(int(reduced), top + 1)) - set(classes))
         text = f"{scan} hold {0 if 0 in values else classes[0]} to {top}"
         text += f" but for {', '.join(map(str, missing))}" if missing else ""
-        text += ", and 255, which is taken as unlabelled" if 255 in values else ""
+        text += f", and {' and '.join(map(str, unlabelled))}, taken as unlabelled" if unlabelled else ""
     else:
-        chosen |= {"values": values, "names": [f"value_{value}" for value in values]}
+        kept = [value for value in values if value != chosen.get("ignore_index")]
+        chosen |= {"values": kept, "names": [f"value_{value}" for value in kept]}
         text = f"{scan} hold {', '.join(map(str, values))}; each is a class"
+        text += f" but for {chosen['ignore_index']}" if "ignore_index" in chosen else ""
     chosen["origin"] = f"assumed from {scan}"
     notes.append(f"labels: {text}: {len(chosen['names'])} classes assumed. For real names {named}")
 

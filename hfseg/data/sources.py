@@ -157,6 +157,7 @@ def load_data(
     revision: str | None = None,
     streaming: bool = False,
     labels: LabelsConfig | LabelSchema | None = None,
+    fallback: LabelSchema | None = None,
     train_split: str | None = None,
     validation_split: str | None = None,
     validation_fraction: float = 0.1,
@@ -164,6 +165,7 @@ def load_data(
     label_column: str | None = None,
     model_names: Sequence[str] = (),
     scenes: int | None = None,
+    max_scanned: int = MAX_MAPS,
     on_bad_sample: str = "stop",
     seed: int = 42,
 ) -> SegmentationData | StreamingSegmentationData:
@@ -175,6 +177,7 @@ def load_data(
         revision: Branch, tag or commit of a hub data set.
         streaming: Read a hub data set row by row.
         labels: What the recipe says about labels, or a complete schema to use as it is.
+        fallback: The schema to use where neither `labels` nor the data say what the stored values mean.
         train_split: Split to train on; found if not given.
         validation_split: Split to evaluate on; found if not given.
         validation_fraction: Share of the training split held out where there is no validation split; 0 holds
@@ -183,6 +186,7 @@ def load_data(
         label_column: Column of the label maps; found if not given.
         model_names: Class names of the model, used where nothing names the classes and the maps hold as many values.
         scenes: Training scenes of `shapes`.
+        max_scanned: How many label maps are looked at, at most, to find out what they hold.
         on_bad_sample: `stop`, or `skip`, which leaves out images without map, maps without image and rows of a
             repeated `image_id`, and accepts unknown label values until they are read.
         seed: Of the held-out split and of the sample of maps that is looked at.
@@ -210,27 +214,42 @@ def load_data(
         root = Path(path).expanduser()
         binary = labels.threshold is not None if isinstance(labels, LabelSchema) else labels.binary
         splits, notes = read_local(root, instances=binary, streaming=streaming, skip=skip)
-        declared = read_declared(partial(find_beside, root))
+        find = partial(find_beside, root)
     else:
         splits = read_hub(path, name, revision, streaming)
-        declared = read_declared(partial(find_on_hub, path, revision))
+        find = partial(find_on_hub, path, revision)
+    if not declared and not isinstance(labels, LabelSchema):
+        try:
+            declared = read_declared(find)
+        except UserError as error:
+            if not labels.names:
+                raise
+            notes.append(f"labels: {error.found}; passed over, since data.labels names the classes")
 
     splits = {key: _with_features(rows) for key, rows in _canonical_names(splits).items()}
-    features = next(iter(splits.values())).features
+    splits, features = _labelled(splits, image_column, label_column, (train_split, validation_split), notes)
     image_column, label_column = _find_columns(features, image_column, label_column)
-    splits = {key: _canonical(rows, key, image_column, label_column) for key, rows in splits.items()}
+    splits = {key: _canonical(rows, image_column, label_column) for key, rows in splits.items()}
     splits = {key: _checked(rows, key, skip, notes) for key, rows in splits.items()}
     streamed = isinstance(next(iter(splits.values())), datasets.IterableDataset)
     if streaming and not streamed:
         notes.append("data.streaming is for the hub and parquet: files of a folder are read one by one anyway")
 
-    sample, total = _sample_maps(splits, seed)
-    scan = scan_maps((value for _, value in sample()), total)
+    sample, total = _sample_maps(splits, seed, max_scanned)
+    declared = declared or names_from_features(features)
+    if not declared and fallback and not (isinstance(labels, LabelSchema) or labels.given):
+        declared = {"schema": fallback}
+        notes.append("labels: nothing in the data says what its values mean: read as those the model was trained on")
+    known = labels if isinstance(labels, LabelSchema) else declared.get("schema")
+    palette = () if known else labels.palette or declared.get("palette") or ()
+    scan = scan_maps((value for _, value in sample()), total, limit=max_scanned, palette=palette,
+                     by_colour=known.rgb if known else None)
+    if not scan.looked:
+        _raise_first(sample)
     if isinstance(labels, LabelSchema):
         schema = labels
     else:
-        declared = declared or names_from_features(features) or names_from_model(model_names, scan)
-        schema, more = find_schema(declared, labels, scan)
+        schema, more = find_schema(declared or names_from_model(model_names, scan), labels, scan)
         notes += more
     if not skip:
         _refuse_unknown(schema, scan, sample)
@@ -272,10 +291,10 @@ def _find_columns(features: Mapping[str, Any], image: str | None, label: str | N
         if given is not None:
             one_of(given, list(features), "column")
     pictures = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    binary = [key for key in features if key not in pictures and _may_hold_files(features[key])]
-    free = [key for key in (*pictures, *binary) if key not in (image, label)]
-    image = image or next((key for key in IMAGE_COLUMNS if key in free), None)
-    label = label or next((key for key in LABEL_COLUMNS if key in free and key != image), None)
+    others = [key for key in features if key not in pictures and _may_hold_files(features[key])]
+    for free in (pictures, others):  # a string column called "label" is no map where there is a picture called "mask"
+        image = image or next((key for key in IMAGE_COLUMNS if key in free and key != label), None)
+        label = label or next((key for key in LABEL_COLUMNS if key in free and key != image), None)
     left = [key for key in pictures if key not in (image, label)]
     if image is None and len(left) == 1:
         image = left.pop()
@@ -287,7 +306,7 @@ def _find_columns(features: Mapping[str, Any], image: str | None, label: str | N
         raise UserError(
             f"no {missing} column found among: {kinds}",
             "an image and a label map column",
-            "--data.image_column NAME --data.label_column NAME" if len(pictures) > 1 else "use a segmentation data set",
+            "name them by --data.image_column NAME --data.label_column NAME",
         )
     return image, label
 
@@ -301,13 +320,33 @@ def _may_hold_files(feature: Any) -> bool:
     return type(feature).__name__ in ("Array2D", "Array3D")
 
 
-def _canonical(rows: Any, split: str, image: str, label: str) -> Any:
+def _labelled(splits: dict[str, Any], image: str | None, label: str | None, wanted: Sequence[str | None],
+              notes: list[str]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Leave out splits without label maps, such as the test split of a competition."""
+    for rows in splits.values():
+        try:
+            columns = _find_columns(rows.features, image, label)
+            features = rows.features
+            break
+        except UserError:
+            continue
+    else:
+        _find_columns(next(iter(splits.values())).features, image, label)  # says what is missing
+    kept = {}
+    for key, rows in splits.items():
+        lacking = [column for column in columns if column not in rows.features]
+        if not lacking:
+            kept[key] = rows
+        elif key in wanted or split_name(key) in {split_name(name) for name in wanted if name}:
+            raise UserError(f"the split {key!r} has the columns {', '.join(rows.features)}, and no {lacking[0]}",
+                            f"{columns[0]} and {columns[1]}", f"choose among {', '.join(kept) or 'the others'}")
+        else:
+            notes.append(f"the split {key!r} has no {lacking[0]} column: left out")
+    return kept, features
+
+
+def _canonical(rows: Any, image: str, label: str) -> Any:
     """Select, rename and leave undecoded."""
-    if image not in rows.features or label not in rows.features:
-        raise UserError(
-            f"the split {split!r} has the columns {', '.join(rows.features)}",
-            f"{image} and {label} in every split",
-        )
     keep = [image, label] + (["image_id"] if "image_id" in rows.features else [])
     rows = rows.select_columns(keep).rename_columns(
         {old: new for old, new in ((image, "image"), (label, "semantic_map")) if old != new}
@@ -328,6 +367,9 @@ def _checked(rows: Any, split: str, skip: bool, notes: list[str]) -> Any:
     if "image_id" not in rows.column_names:
         return rows.add_column("image_id", [f"{split}[{i}]" for i in range(len(rows))])
     ids = rows["image_id"][:]
+    if None in ids:
+        ids = [f"{split}[{i}]" if key is None else key for i, key in enumerate(ids)]
+        rows = rows.remove_columns("image_id").add_column("image_id", list(map(str, ids)))
     if len(set(ids)) == len(ids):
         return rows
     repeated = [key for key, count in Counter(ids).most_common(3) if count > 1]
@@ -348,7 +390,11 @@ def _hold_out(data: SegmentationData | StreamingSegmentationData, fraction: floa
     rows = data[data.train]
     if data.streaming:
         info = (rows.info.splits or {}).get(str(rows.split)) if rows.info else None
-        count = max(1, round(fraction * info.num_examples)) if info and info.num_examples else STREAM_VALIDATION
+        length = info.num_examples if info else None
+        if not length:  # not known: short ones are counted
+            length = sum(1 for _ in rows.take(STREAM_VALIDATION + 1))
+            length = None if length > STREAM_VALIDATION else length
+        count = max(1, round(fraction * length)) if length else STREAM_VALIDATION
         data["validation"], data["train"] = rows.take(count), rows.skip(count)
         data.notes.append(f"no validation split: the first {count} rows of the stream are held out for it")
     elif len(rows) < 2:
@@ -381,7 +427,15 @@ def _count_channels(data: SegmentationData | StreamingSegmentationData) -> int:
 # -- looking at maps ----------------------------------------------------------------------------------------
 
 
-def _sample_maps(splits: dict[str, Any], seed: int) -> tuple[Callable[[], Iterator[tuple[str, Any]]], int | None]:
+def _raise_first(sample: Callable[[], Iterator[tuple[str, Any]]]) -> None:
+    """Say what is wrong with the first map, where not one could be read."""
+    for name, value in sample():
+        decode_map(value, name_of(value) or name)
+
+
+def _sample_maps(
+    splits: dict[str, Any], seed: int, limit: int
+) -> tuple[Callable[[], Iterator[tuple[str, Any]]], int | None]:
     """Draw label maps from all splits, the same ones every time: (where from, value)."""
     if isinstance(next(iter(splits.values())), datasets.IterableDataset):
         first, rows = next(iter(splits.items()))
@@ -392,7 +446,7 @@ def _sample_maps(splits: dict[str, Any], seed: int) -> tuple[Callable[[], Iterat
 
         return stream, None
     places = [(split, i) for split, rows in splits.items() for i in range(len(rows))]
-    order = np.random.default_rng(seed).permutation(len(places))[:MAX_MAPS]
+    order = np.random.default_rng(seed).permutation(len(places))[:limit]
     maps = {split: rows.select_columns(["semantic_map"]) for split, rows in splits.items()}
 
     def draw():
@@ -410,4 +464,4 @@ def _refuse_unknown(schema: LabelSchema, scan: Scan, sample: Callable[[], Iterat
         except BadSample:
             name, value = next(itertools.islice(sample(), place, None))
             name = name_of(value) or name
-            schema.apply(decode_map(value, name), name)
+            schema.apply(decode_map(value, name, schema.rgb), name)
