@@ -52,7 +52,12 @@ class Checkpoints:
                 shutil.rmtree(stale)
             temporary.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(temporary))
+        try:
+            accelerator.save_state(str(temporary))
+        except (OSError, RuntimeError) as error:  # a full disk is either, by the part that meets it
+            kept = self.all()[-1:] or ["none"]
+            raise UserError(f"the checkpoint {final} cannot be written: {str(error).splitlines()[0][:200]}",
+                            fix=f"make room on the disk and resume; the last whole checkpoint: {kept[0]}") from error
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             for path in (*temporary.rglob("*"), temporary):
@@ -95,6 +100,11 @@ class Checkpoints:
         Raises:
             UserError: When a part is missing or empty, which would load silently otherwise.
         """
+        states, world = len(list(path.glob("random_states_*.pkl"))), self.accelerator.num_processes
+        if 0 < states < world:
+            raise UserError(f"{states} process{'es' * (states > 1)} wrote checkpoint {path}, and {world} run now",
+                            f"up to {states}", f"torchrun --nproc_per_node {states} ..., or a new run that starts from "
+                            "the weights: --model.name RUN_DIRECTORY")
         needed = [f"random_states_{self.accelerator.process_index}.pkl", "custom_checkpoint_0.pkl"]
         for name in needed:
             file = path / name
@@ -109,9 +119,10 @@ class Checkpoints:
             raise UserError(f"checkpoint {path} does not fit the recipe: train.ema was on in one and off in the other")
         try:
             self.accelerator.load_state(str(path))
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
             raise UserError(f"checkpoint {path} does not fit the recipe: {str(error).splitlines()[0]}",
                             "the model, the labels and the optimizer of the run that wrote it") from error
+        self.accelerator.step = 0  # counts micro-batches, and an optimizer step has just ended
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process and path.parent == self.folder:
             for later in self.all():

@@ -7,9 +7,13 @@ import glob
 import json
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 from hfseg.errors import BadSample, UnknownValues, UserError, one_of
+
+RESULT_ENDINGS = ("_semantic_map", "_overlay", "_segment_map")  # of the pictures that `hfseg predict` writes
+MOST_BYTES = 120  # of a result's stem: file systems take 255 for a name
 
 HELP = """\
 usage: hfseg COMMAND ...
@@ -48,6 +52,12 @@ def train(arguments: list[str]) -> None:
         recipe_parser().print_help()
         return
     recipe = read_recipe(config, flags)
+    folder = Path(config).parent if config and Path(config).is_file() else Path(config or "")
+    own = Path(recipe.output_dir).expanduser()
+    moved = config and any(folder.glob("checkpoints/step-*")) and folder.resolve() != own.resolve()
+    if recipe.train.resume and moved and not any(flag.startswith("--output_dir") for flag in flags):
+        raise UserError(f"{folder} holds a run whose recipe says output_dir {own}: it was moved",
+                        fix=f"--output_dir {folder} goes on with it there")
     from hfseg.training import train as run
 
     run(recipe)
@@ -144,14 +154,17 @@ def predict(arguments: list[str]) -> None:
     from hfseg.segmenter import Segmenter
 
     segmenter = Segmenter.from_pretrained(options.model, revision=options.revision)
-    output, bad = Path(options.output), []
+    output, bad = Path(options.output).expanduser(), []
     stems = unique_stems(files)
+    protect(output, stems, files)
     for file, stem in tqdm(list(zip(files, stems)), desc="predicting", unit="img", leave=False):
         try:
-            segmenter(file).save(output, stem=stem)
+            result = segmenter(file)
         except BadSample as error:
             bad.append(error)
             tqdm.write(str(error), file=sys.stderr)
+            continue
+        result.save(output, stem=stem, source=str(file))
     print(f"{len(files) - len(bad)} of {len(files)} images written to {output}")
     if bad:
         raise UserError(f"{len(bad)} of {len(files)} images could not be read", fix="see the messages above")
@@ -213,7 +226,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if type(error).__name__ != "Interrupted":
             raise
-        print(f"hfseg: {error}", file=sys.stderr)
+        if error.speaks:
+            print(f"hfseg: {error}", file=sys.stderr)
         return 128 + error.signum
 
 
@@ -340,22 +354,59 @@ def find_images(inputs: list[str]) -> list[Path]:
     Raises:
         UserError: When an input stands for none.
     """
-    from PIL import Image
+    from hfseg.data.images import ARRAY_SUFFIXES, PHOTO_SUFFIXES
 
-    endings = {*Image.registered_extensions(), ".npy"}
     found: dict[Path, None] = {}
     for text in inputs:
         path = Path(text).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+            files = sorted(
+                file for file in path.rglob("*")
+                if file.suffix.lower() in (*PHOTO_SUFFIXES, *ARRAY_SUFFIXES) and file.is_file()
+                and not any(part.startswith(".") for part in file.relative_to(path).parts) and not is_result(file)
+            )  # fmt: skip
         elif path.is_file():
             files = [path]
         else:
             files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+            files = [file for file in files if not is_result(file)]
         if not files:
             raise UserError(f"no image found at {text}", "an image, a folder with images, or a glob")
         found.update(dict.fromkeys(files))
     return list(found)
+
+
+def is_result(file: Path) -> bool:
+    """Returns whether `hfseg predict` wrote this picture.
+
+    Args:
+        file: A file.
+
+    Returns:
+        True where it is named like a result and its segments.json lies beside it.
+    """
+    stem = next((file.stem.removesuffix(e) for e in RESULT_ENDINGS if file.stem.endswith(e)), None)
+    return stem is not None and file.suffix == ".png" and file.with_name(f"{stem}_segments.json").is_file()
+
+
+def protect(output: Path, stems: list[str], inputs: list[Path]) -> None:
+    """Makes sure that no result replaces an input, or a file that is no earlier result.
+
+    Args:
+        output: The folder of the results.
+        stems: Of their names.
+        inputs: The images.
+
+    Raises:
+        UserError: When one would.
+    """
+    own = {file.resolve() for file in inputs}
+    for stem in stems:
+        for ending in RESULT_ENDINGS:
+            file = output / f"{stem}{ending}.png"
+            if file.resolve() in own or (file.exists() and not is_result(file)):
+                raise UserError(f"{file} exists already, and would be replaced by a result", "a folder without it",
+                                "choose another --output")
 
 
 def unique_stems(files: list[Path]) -> list[str]:
@@ -371,8 +422,9 @@ def unique_stems(files: list[Path]) -> list[str]:
         >>> unique_stems([Path("a/x.png"), Path("b/x.png"), Path("b/y.png")])
         ['a_x', 'b_x', 'y']
     """
-    stems = [file.stem for file in files]
-    names = [f"{file.parent.name}_{file.stem}" if stems.count(file.stem) > 1 else file.stem for file in files]
+    stems = [file.stem.encode()[:MOST_BYTES].decode(errors="ignore") for file in files]
+    times = Counter(stems)
+    names = [f"{file.parent.name}_{stem}" if times[stem] > 1 else stem for file, stem in zip(files, stems)]
     taken: set[str] = set()
     for number in range(len(names)):
         while names[number] in taken:

@@ -6,6 +6,7 @@ Each prediction is compared at the image's own size, and all that is kept is one
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 from collections.abc import Iterator, Sequence
@@ -49,6 +50,8 @@ class Evaluator:
         self.data, self.split, self.schema = data, split, schema or data.schema
         self.batch_size, self.on_bad_sample, self.limit = batch_size, on_bad_sample, limit
         self.channels, self.to_model = channels, to_model
+        # In a model's ids, 255 may be a class: what is ignored in the data gets an id after all of them.
+        self.ignore_index = self.schema.ignore_index if to_model is None else int(np.iinfo(np.uint16).max) + 1
         self.skipped: list[str] = []
 
     def run(self, segmenter: Segmenter, *, objective=None, accelerator: Accelerator | None = None,
@@ -80,7 +83,7 @@ class Evaluator:
             predictions = upsample_argmax(logits, size).cpu().numpy()
             for number, (sample, prediction) in enumerate(zip(batch, predictions)):
                 reference = self._reference(sample)
-                matrix += confusion_counts(reference, prediction, len(names), self.schema.ignore_index)
+                matrix += confusion_counts(reference, prediction, len(names), self.ignore_index)
                 if objective is not None:
                     labels = torch.from_numpy(reference.astype(np.int64))[None].to(logits.device)
                     totals[0] += float(objective(logits[number][None], labels))
@@ -163,7 +166,7 @@ class Evaluator:
     def _reference(self, sample: Sample) -> np.ndarray:
         if self.to_model is None:
             return sample.semantic_map
-        table = np.full(max(self.schema.ignore_index, len(self.to_model)) + 1, self.schema.ignore_index, np.int64)
+        table = np.full(max(self.schema.ignore_index, len(self.to_model)) + 1, self.ignore_index, np.int64)
         table[: len(self.to_model)] = self.to_model
         return table[sample.semantic_map]
 
@@ -206,7 +209,7 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
     the data's by name.
 
     Args:
-        model: A `Segmenter`, or a run directory, folder or hub id.
+        model: A `Segmenter`, a model that `load_model` returned, or a run directory, folder or hub id.
         data: What `load_data` returned, or a path or hub id.
         split: Which split; by default the one for validation.
         batch_size: Images of one size per forward pass.
@@ -230,14 +233,24 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
         (4, True)
     """
     say = say or (lambda line: None)
+    if isinstance(model, torch.nn.Module):
+        if getattr(model, "image_processor", None) is None:
+            raise UserError("a model without its image processor", "what hfseg.load_model returned, a Segmenter, a "
+                            "folder or a hub id", "hfseg.Segmenter(model, processor)")
+        model = Segmenter(model, model.image_processor)
     if isinstance(model, Segmenter):
         segmenter, trained = model, None
+    elif not isinstance(model, (str, Path)):
+        raise UserError(f"a model of type {type(model).__name__}", "a Segmenter, a model, a folder or a hub id")
     else:
         segmenter = Segmenter.from_pretrained(str(model), revision=revision, token=token)
         trained = saved_schema(str(model), revision, token)
     if isinstance(data, (str, Path)):
         run = str(model) if trained and Path(str(model)).is_dir() else os.devnull
         data = _open(run, str(data), overrides, on_bad_sample, trained)
+    elif not isinstance(getattr(data, "schema", None), LabelSchema):
+        raise UserError(f"data of type {type(data).__name__} without a label schema", "what hfseg.load_data returned, "
+                        "a folder or a hub id", "hfseg.load_data(PATH)")
     for note in data.notes:
         say(f"data: {note}")
     schema = data.schema
@@ -284,6 +297,11 @@ def align_classes(schema: LabelSchema, names: list[str], say=lambda line: None) 
             "name them alike with --data.labels.names, merge them with --data.labels.merge, or leave them out with "
             "--data.labels.drop",
         )
+    for target in set(match):
+        same = [name for name, found in zip(schema.names, match) if found == target]
+        if len(same) > 1:
+            raise UserError(f"several classes of the data are called {names[target]!r} by the model: {', '.join(same)}",
+                            "one class each", f"--data.labels.merge '{{{names[target]}: {json.dumps(same)}}}'")
     say("classes aligned by name:")
     for class_id, (name, target) in enumerate(zip(schema.names, match)):
         say(f"  {class_id:>4} {name:<24} -> {target:>4} {names[target]}")

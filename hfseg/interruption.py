@@ -20,11 +20,12 @@ class Interrupted(Exception):
         step: Optimizer steps done.
         command: What resumes the run.
         signum: The signal.
+        speaks: Whether this process is the one that tells people.
     """
 
-    def __init__(self, step: int, command: str, signum: int):
+    def __init__(self, step: int, command: str, signum: int, speaks: bool = True):
         super().__init__(f"stopped after step {step}; nothing is lost. To go on:\n  {command}")
-        self.signum = signum
+        self.signum, self.speaks = signum, speaks
 
 
 class StopSignals:
@@ -65,17 +66,22 @@ class StopSignals:
 
 
 @contextmanager
-def memory_advice(recipe: Recipe):
-    """Turns an out-of-memory error into the recipe lines that would fit.
+def batch_advice(recipe: Recipe):
+    """Turns errors that a batch size causes into the recipe lines that would fit: out of memory, or one image alone.
 
     Args:
         recipe: Of the run.
 
     Raises:
-        UserError: In place of the out-of-memory error.
+        UserError: In place of these errors.
     """
     try:
         yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UserError("this network normalises over the batch, and one image alone gives no statistics",
+                        "2 or more images per batch", "--train.per_device_train_batch_size 2") from error
     except (RuntimeError, MemoryError) as error:
         text = str(error)
         short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "allocate memory" in text

@@ -452,5 +452,5 @@ class LabelSchema:
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
-        except (OSError, json.JSONDecodeError, UserError) as error:
+        except (OSError, ValueError, UserError) as error:
             raise UserError(f"{path} cannot be read as labels: {error}", "a labels.json that hfseg wrote") from error

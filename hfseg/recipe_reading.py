@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import re
+import typing
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -147,6 +149,7 @@ def check(recipe: Recipe) -> None:
     Raises:
         UserError: For the first such value, with what is allowed.
     """
+    _check_numbers(recipe)
     train, data, augment = recipe.train, recipe.data, recipe.augment
     positive = {
         "train.num_train_epochs": train.num_train_epochs,
@@ -191,6 +194,11 @@ def check(recipe: Recipe) -> None:
     for name, value in not_negative.items():
         if not value >= 0:
             raise UserError(f"{name} is {value}", "0 or more")
+    if not 0 <= recipe.seed < 2**32:
+        raise UserError(f"seed is {recipe.seed}", "0 to 4294967295")
+    for name, value in {"train.momentum": (train.momentum,), "train.betas": train.betas}.items():
+        if not all(0 <= number < 1 for number in value):
+            raise UserError(f"{name} is {getattr(train, name.split('.')[1])}", "0 or more, below 1")
     if not recipe.loss.terms:
         raise UserError("loss.terms is empty", "at least one loss with its weight, such as {cross_entropy: 1.0}")
     if recipe.model.backbone:
@@ -198,6 +206,23 @@ def check(recipe: Recipe) -> None:
                         "model.name chooses the whole network")
     if recipe.hub.push_to_hub and not recipe.hub.repo_id:
         raise UserError("hub.push_to_hub is set without hub.repo_id", "user/name", "--hub.repo_id me/my-model")
+
+
+def _check_numbers(section, prefix: str = "") -> None:
+    """Refuses nothing where something is needed, and numbers that are none."""
+    hints = typing.get_type_hints(type(section))
+    for item in dataclasses.fields(section):
+        value, name = getattr(section, item.name), prefix + item.name
+        if dataclasses.is_dataclass(value):
+            _check_numbers(value, f"{name}.")
+        elif value is None and type(None) not in typing.get_args(hints[item.name]):
+            default = item.default_factory() if item.default_factory is not dataclasses.MISSING else item.default
+            raise UserError(f"{name} is empty", f"such as {default!r}, the default", "give a value, or leave it out")
+        else:
+            for number in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) \
+                    else (value,):
+                if isinstance(number, float) and not math.isfinite(number):
+                    raise UserError(f"{name} is {value}", "finite numbers")
 
 
 def _as_user_error(message: str) -> UserError:

@@ -161,7 +161,12 @@ class Segmentation:
 
         Returns:
             An RGB image of the image's size; unlabelled pixels show the image.
+
+        Raises:
+            UserError: When `alpha` is outside 0 to 1.
         """
+        if not 0 <= alpha <= 1:
+            raise UserError(f"alpha is {alpha}", "0 (the image) to 1 (the colours)")
         return Image.fromarray(_overlay(self.semantic_map, self.palette, self.image, alpha, self.segment_map))
 
     def cutout(self, segment: str | int) -> Image.Image:
@@ -229,23 +234,35 @@ class Segmentation:
             features.append({"type": "Feature", "geometry": geometry, "properties": dict(entry)})
         return {"type": "FeatureCollection", "features": features}
 
-    def save(self, folder: str | os.PathLike, stem: str = "") -> dict[str, Path]:
+    def save(self, folder: str | os.PathLike, stem: str = "", source: str | None = None) -> dict[str, Path]:
         """Write what there is into a folder, which is made where needed.
 
         `semantic_map.png` holds class ids as an index PNG with the palette (16 bits above 255, without),
-        `overlay.png` the picture, `segments.json` the segments, areas and class names; `segment_map.png` (16 bits)
-        is added where segments are not classes.
+        `overlay.png` the picture, `segments.json` the segments, areas and class names; `segment_map.png` (16 bits;
+        ids above 65535 as red + 256 green + 65536 blue) is added where segments are not classes.
 
         Args:
             folder: Where to.
             stem: Put before each name with an underscore, for several images in one folder.
+            source: What was segmented, for `segments.json`.
 
         Returns:
             The files by what they hold, such as `semantic_map`.
+
+        Raises:
+            UserError: When something cannot be written.
         """
         folder = Path(folder)
+        if stem != Path(stem).name:
+            raise UserError(f"the stem {stem!r} leads to another folder", "a name without / in it")
+        try:
+            return self._save(folder, f"{stem}_" if stem else "", source)
+        except OSError as error:
+            where = error.filename or folder
+            raise UserError(f"{where} cannot be written: {error.strerror or error}", "a writable folder") from error
+
+    def _save(self, folder: Path, prefix: str, source: str | None) -> dict[str, Path]:
         folder.mkdir(parents=True, exist_ok=True)
-        prefix = f"{stem}_" if stem else ""
         files = {
             "semantic_map": folder / f"{prefix}semantic_map.png",
             "overlay": folder / f"{prefix}overlay.png",
@@ -254,10 +271,14 @@ class Segmentation:
         self.overlay().save(files["overlay"])
         if self.segments is not None:
             files["segment_map"] = folder / f"{prefix}segment_map.png"
-            Image.fromarray(self.segment_map.astype(np.uint16)).save(files["segment_map"])
+            ids = self.segment_map
+            wide = ids.size and ids.max() > 65535
+            ids = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1) if wide else ids
+            Image.fromarray(ids.astype(np.uint8 if wide else np.uint16)).save(files["segment_map"])
         files["segments"] = folder / f"{prefix}segments.json"
         height, width = self.semantic_map.shape
         content = {
+            **({"image": source} if source else {}),
             "width": width,
             "height": height,
             "id2label": self.id2label,

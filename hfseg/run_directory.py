@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
@@ -33,20 +34,26 @@ class RunDirectory:
 
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
+        self._lock: int | None = None
 
-    def claim(self, resume: bool) -> None:
-        """Makes the folder, or makes sure that nothing in it can be lost.
+    def claim(self, resume: bool | str = False) -> None:
+        """Makes the folder, or makes sure that nothing in it can be lost; no other process can claim it until
+        `release`, or the end of this one.
 
         Args:
-            resume: Whether a run there is to go on.
+            resume: Whether a run there is to go on, or from which checkpoint.
 
         Raises:
-            UserError: When it holds another run or other files, or cannot be written.
+            UserError: When it holds another run or other files, is in use, or cannot be written.
         """
         path = self.path
         if path.exists() and not path.is_dir():
             raise UserError(f"output_dir {path} is a file", "a folder", "choose another --output_dir")
-        resumable = resume and any(path.glob(f"{CHECKPOINTS}/step-*"))
+        self._acquire()
+        checkpoints = path / CHECKPOINTS
+        named = None if resume in (True, False, "true") else Path(str(resume))
+        elsewhere = named and named.is_dir() and named.resolve().parent != checkpoints.resolve()
+        resumable = resume and not elsewhere and any(checkpoints.glob("step-*"))
         if path.is_dir() and not resumable:
             if (path / WEIGHTS).exists() or any(path.glob(f"{CHECKPOINTS}/step-*")):
                 raise UserError(
@@ -57,23 +64,51 @@ class RunDirectory:
                 raise UserError(f"output_dir {path} holds files that are no run", "an empty or new folder",
                                 "choose another --output_dir")
         try:
-            path.mkdir(parents=True, exist_ok=True)
             for stale in path.glob(".writing-*"):  # of a kill in the middle of a write
                 shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
             descriptor, probe = tempfile.mkstemp(dir=path)
             os.close(descriptor)
             os.unlink(probe)
         except OSError as error:
-            raise UserError(f"output_dir {path} cannot be written: {error.strerror}", "a writable folder",
-                            "choose another --output_dir") from error
+            raise self._unwritable(error) from error
 
-    def resume_command(self) -> str:
+    def _acquire(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = os.open(self.path, os.O_RDONLY)
+        except OSError as error:
+            raise self._unwritable(error) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.release()
+            raise UserError(f"output_dir {self.path} is in use: another process is training there",
+                            fix="wait for it, or choose another --output_dir") from error
+        except OSError:
+            pass  # a network file system without locks
+        os.register_at_fork(after_in_child=self.release)  # a worker that outlives a killed run must not hold it
+
+    def release(self) -> None:
+        """Lets other processes claim the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _unwritable(self, error: OSError) -> UserError:
+        return UserError(f"output_dir {self.path} cannot be written: {error.strerror}", "a writable folder",
+                         "choose another --output_dir")
+
+    def resume_command(self, processes: int = 1) -> str:
         """Returns the command that goes on with this run.
+
+        Args:
+            processes: How many it runs on.
 
         Returns:
             A shell command.
         """
-        return f"hfseg train --config {shlex.quote(str(self.path / RECIPE))} --train.resume true"
+        start = f"torchrun --nproc_per_node {processes} -m " if processes > 1 else ""
+        return f"{start}hfseg train --config {shlex.quote(str(self.path / RECIPE))} --train.resume true"
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file atomically.
@@ -108,7 +143,7 @@ class RunDirectory:
                 model.save_pretrained(staged)
             processor.save_pretrained(staged)
             schema.save(staged / LABELS)
-            (staged / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n")
+            (staged / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             # The weights go last: whoever finds them finds the rest.
             for file in sorted(staged.iterdir(), key=lambda file: file.suffix == ".safetensors"):
                 os.replace(file, self.path / file.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     Raises:
         UserError: For a tracker that is not installed, or a way of launching that hfseg does not support.
     """
+    folder = str(Path(recipe.output_dir).expanduser())
     precision = "no" if recipe.train.mixed_precision == "fp32" else recipe.train.mixed_precision
     if AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # a second run in this process, such as a notebook, may use another precision
@@ -45,7 +47,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
             mixed_precision=precision,
             cpu=not torch.accelerator.is_available(),  # or torchrun's processes on CPU would not find each other
             log_with=recipe.train.trackers or None,
-            project_config=ProjectConfiguration(project_dir=recipe.output_dir, logging_dir=recipe.output_dir),
+            project_config=ProjectConfiguration(project_dir=folder, logging_dir=folder),
         )
     except ValueError as error:
         raise UserError(f"Accelerate cannot start: {error}",
@@ -179,8 +181,8 @@ def capture_auxiliary_head(model: nn.Module) -> list[torch.Tensor]:
     """
     captured: list[torch.Tensor] = []
     head = getattr(model, "auxiliary_head", None)
-    if head is not None:
-        head.register_forward_hook(lambda module, inputs, output: module.training and captured.append(output))
+    if head is not None:  # a hook that returned something would replace the output
+        head.register_forward_hook(lambda module, inputs, output: captured.append(output) if module.training else None)
     return captured
 
 
@@ -198,12 +200,12 @@ def device_name(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
 
 
-def step_counts(recipe: Recipe, steps_per_epoch: float | None) -> tuple[int, int, int | None]:
+def step_counts(recipe: Recipe, batches_per_epoch: int | None) -> tuple[int, int, int | None]:
     """Returns the optimizer steps in all, between evaluations, and between checkpoints.
 
     Args:
         recipe: The recipe.
-        steps_per_epoch: None for a stream, whose length is not known.
+        batches_per_epoch: Of one process; None for a stream, whose length is not known.
 
     Returns:
         Three counts; the last is None when checkpoints follow evaluations.
@@ -212,11 +214,13 @@ def step_counts(recipe: Recipe, steps_per_epoch: float | None) -> tuple[int, int
         UserError: When a stream is to be trained by epochs.
     """
     train, evaluation = recipe.train, recipe.eval
-    if steps_per_epoch is None and (train.max_steps < 1 or evaluation.eval_steps is None):
+    if batches_per_epoch is None and (train.max_steps < 1 or evaluation.eval_steps is None):
         raise UserError("a stream has no known length", "train.max_steps and eval.eval_steps",
                         "--train.max_steps 10000 --eval.eval_steps 1000")
-    total = train.max_steps if train.max_steps > 0 else math.ceil(train.num_train_epochs * steps_per_epoch)
-    every = evaluation.eval_steps or max(1, round(evaluation.eval_epochs * steps_per_epoch))
+    accumulation = train.gradient_accumulation_steps
+    total = train.max_steps if train.max_steps > 0 else math.ceil(
+        round(train.num_train_epochs * batches_per_epoch, 6) / accumulation)
+    every = evaluation.eval_steps or max(1, round(evaluation.eval_epochs * batches_per_epoch / accumulation))
     return total, every, train.save_steps
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
+import threading
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfseg.data.images import decode_image, name_of
-from hfseg.errors import BadSample, UserError
+from hfseg.errors import BadSample, UserError, one_of
 from hfseg.labels import Colour, make_palette
 from hfseg.ops.upsample import upsample_argmax
 from hfseg.result import Segmentation
@@ -51,8 +53,14 @@ class Segmenter:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
     ):
-        dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        self.model = model.to(device=device, dtype=dtype) if device is not None or dtype is not None else model
+        if isinstance(dtype, str):
+            dtype = getattr(torch, one_of(dtype, ("float32", "float16", "bfloat16"), "dtype"))
+        try:
+            self.model = model.to(device=device, dtype=dtype) if device is not None or dtype is not None else model
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}", "a device of this machine",
+                            "device=None takes the best there is") from error
+        self._lock, self._calls, self._training = threading.Lock(), 0, []
         self.processor = processor
         self.id2label = {int(i): str(name) for i, name in model.config.id2label.items()}
         self.palette = tuple(palette or make_palette(len(self.id2label)))
@@ -106,6 +114,8 @@ class Segmenter:
         Raises:
             UserError: When an image cannot be read; names it.
         """
+        if batch_size < 1:
+            raise UserError(f"batch_size is {batch_size}", "1 or more")
         if not isinstance(image, list | tuple):
             return self._segment([image], ["image"])[0]
         names = [f"image {i + 1} of {len(image)}" for i in range(len(image))]
@@ -127,6 +137,7 @@ class Segmenter:
 
         Raises:
             ValueError: When the sizes differ.
+            UserError: When the network gives NaN.
         """
         if len({image.shape for image in images}) != 1:
             raise ValueError(f"images of one size are wanted, not {[image.shape for image in images]}")
@@ -137,6 +148,10 @@ class Segmenter:
             if padded.shape != pixel_values.shape:
                 whole = F.interpolate(logits.float(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
                 logits = whole[..., : content[0], : content[1]]
+            if logits.isnan().any():
+                raise UserError("the network gives NaN instead of class scores",
+                                fix="its weights diverged in training or are damaged; or its numbers are too large for "
+                                "half precision: dtype float32")
         return logits
 
     def predict_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -173,7 +188,7 @@ class Segmenter:
 
     def _read(self, value: Any, name: str) -> np.ndarray:
         name = name_of(value) or name
-        if isinstance(value, str) and value.startswith(("http://", "https://")):
+        if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
             value = _download(value)
         elif isinstance(value, str | os.PathLike) and os.path.isdir(value):
             raise UserError(f"{name} is a folder", "an image", f"hfseg predict MODEL {name} --output DIR")
@@ -206,16 +221,21 @@ class Segmenter:
     @contextmanager
     def _inference(self) -> Iterator[None]:
         """Evaluation mode without gradients; afterwards each module has its own mode again."""
-        training = [module for module in self.model.modules() if module.training]
-        # Some networks cache position tables, and one made in inference mode would break the next training step.
-        guard = torch.no_grad() if training else torch.inference_mode()
-        self.model.eval()
+        with self._lock:  # threads share the model: the last one out puts the modes back
+            if self._calls == 0:
+                self._training = [module for module in self.model.modules() if module.training]
+                self.model.eval()
+            self._calls += 1
         try:
-            with guard:
+            # Some networks cache position tables, and one made in inference mode would break the next training step.
+            with torch.no_grad() if self._training else torch.inference_mode():
                 yield
         finally:
-            for module in training:  # not model.train(): frozen parts may be in eval mode
-                module.training = True
+            with self._lock:
+                self._calls -= 1
+                if self._calls == 0:
+                    for module in self._training:  # not model.train(): frozen parts may be in eval mode
+                        module.training = True
 
 
 def _class_logits(outputs: Any) -> Tensor:
@@ -228,7 +248,7 @@ def _download(url: str) -> bytes:
         request = urllib.request.Request(url, headers={"User-Agent": "hfseg"})
         with urllib.request.urlopen(request, timeout=_URL_SECONDS) as response:
             content = response.read(_URL_BYTES + 1)
-    except (OSError, ValueError) as error:  # URLError, HTTPError and timeouts are OSErrors
+    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
         raise UserError(
             f"cannot fetch {url}: {error}", "a URL that this machine can reach", "or pass a file"
         ) from error

@@ -21,7 +21,7 @@ from hfseg.errors import UserError
 from hfseg.evaluation import Evaluator
 from hfseg.hub.card import write_card
 from hfseg.hub.push import check_access, push_run
-from hfseg.interruption import Interrupted, StopSignals, memory_advice
+from hfseg.interruption import Interrupted, StopSignals, batch_advice
 from hfseg.losses import build_loss, class_weights
 from hfseg.models import family_of, load_model
 from hfseg.optimization import MovingAverage, build_optimizer, l1_penalty, rate_factor, set_learning_rate
@@ -51,6 +51,7 @@ class Progress:
     """Where a run stands: all of it is saved with each checkpoint."""
 
     step: int = 0
+    batches: int = 0
     best_score: float | None = None
     best_step: int = 0
     evaluations_without_better: int = 0
@@ -60,6 +61,9 @@ class Progress:
     skipped: list[str] = field(default_factory=list)
     processes: int = 1
     seconds: float = 0.0
+    optimizer: str = ""
+    names: list[str] = field(default_factory=list)
+    measure: list = field(default_factory=list)
 
     def state_dict(self) -> dict:
         return asdict(self)
@@ -95,14 +99,23 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(str(recipe))
     check(recipe)
-    config, resume = recipe.train, recipe.train.resume
     run = RunDirectory(recipe.output_dir)
+    try:
+        return _train(recipe, run, data, verbose)
+    finally:
+        run.release()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():  # after an error; gloo aborts else
+            torch.distributed.destroy_process_group()
+
+
+def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, verbose: bool) -> dict:
+    config, resume = recipe.train, recipe.train.resume
     accelerator = start_accelerator(recipe)
     main, device = accelerator.is_main_process, accelerator.device
     world = accelerator.num_processes
     say = tqdm.write if verbose and main else (lambda *_: None)
     if main:
-        run.claim(resume=bool(resume))
+        run.claim(resume or False)
         if recipe.hub.push_to_hub:
             check_access(recipe.hub.repo_id, recipe.hub.private)
     accelerator.wait_for_everyone()
@@ -157,18 +170,33 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     )  # fmt: skip
 
     # State: what is saved, and where this run starts.
-    progress = Progress(processes=world)
+    measure = [recipe.eval.metric, data.source, data.validation]  # scores of another measure do not compare
+    progress = Progress(processes=world, optimizer=config.optimizer, names=list(schema.names), measure=measure)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, accelerator, config.save_total_limit)
     accelerator.register_for_checkpointing(progress, *([average] if average else []))
     set_seed(recipe.seed, device_specific=True)  # dropout differs between processes
     found = checkpoints.find(resume) if resume else None
+    if resume and not found:
+        say(f"nothing to resume in {run.path} yet: the run starts")
     if found:
+        settings = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
         checkpoints.load(found)
         say(f"resumed from {found}")
-        for group, planned in zip(optimizer.param_groups, plan.groups, strict=True):  # what the recipe says now, holds
-            group.update(initial_lr=planned["lr"], weight_decay=planned["weight_decay"])
-        if not (run.path / WEIGHTS).exists():
-            progress.best_score = None  # another run's checkpoint: its best weights lie elsewhere
+        for name, then, now in (("labels", progress.names, list(schema.names)),
+                                ("train.optimizer", progress.optimizer, config.optimizer)):
+            if then != now:
+                raise UserError(f"checkpoint {found} does not fit the recipe: {name} were {then}, and are {now}",
+                                "the labels and the optimizer of the run that wrote it",
+                                f"a new run can start from the weights: --model.name {run.path} --output_dir NEW")
+        for group, now in zip(optimizer.param_groups, settings, strict=True):  # what the recipe says now, holds
+            group.update(now)
+        if progress.measure != measure:
+            say("note: best weights are chosen anew, since eval.metric or the validation data changed")
+            progress.measure, progress.best_score, progress.evaluations_without_better = measure, None, 0
+        if not (run.path / WEIGHTS).exists():  # another run's checkpoint: its best weights lie elsewhere
+            progress.best_score, progress.evaluated_step = None, 0
+        elif run.read_json(RESULTS).get("training", {}).get("best_step") != progress.best_step:
+            progress.best_score = None  # those of the checkpoint were replaced by later ones, which are given up now
         if not main:
             progress.loss_sum, progress.loss_count = 0.0, 0  # the first process holds the sum of all
         if progress.processes != world:
@@ -186,16 +214,16 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
         if counts is not None else (),
     )  # fmt: skip
     prepare = Preparation(augmentation, processor, recipe.data.image_size, recipe.seed)
-    start = progress.step * accumulation
-    shard = {"rank": accelerator.process_index, "world": world, "start": start}
+    shard = {"rank": accelerator.process_index, "world": world, "start": progress.batches}
     if data.streaming:
-        steps_per_epoch = None
+        batches_per_epoch = None
         training_set = StreamingSet(data[data.train], schema, prepare, batch_size, channels,
                                     recipe.data.on_bad_sample, **shard)
     else:
-        steps_per_epoch = math.ceil(len(data[data.train]) / (batch_size * world)) / accumulation
+        batches_per_epoch = math.ceil(len(data[data.train]) / (batch_size * world))
         training_set = TrainingSet(data[data.train], schema, prepare, channels, recipe.data.on_bad_sample)
-    total, eval_every, save_every = step_counts(recipe, steps_per_epoch)
+    total, eval_every, save_every = step_counts(recipe, batches_per_epoch)
+    steps_per_epoch = batches_per_epoch and batches_per_epoch / accumulation
     say(f"{total} steps of {batch_size * accumulation * world} images"
         + (f", {steps_per_epoch:g} an epoch" if steps_per_epoch else "") + f"; evaluated every {eval_every}")
     loader = train_loader(training_set, batch_size, seed=recipe.seed, num_workers=recipe.data.num_workers,
@@ -210,7 +238,11 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
             average.exchange(model)
         with full_precision(model):
             results = evaluator.run(segmenter, objective=objective, accelerator=accelerator, verbose=verbose)
+        if results["loss"] is None:
+            raise UserError(f"the validation loss after step {progress.step} is not a number: the weights diverged",
+                            fix=divergence_fix())
         score = pick_score(results, recipe.eval.metric)
+        results["training"] = {"best_step": progress.step}
         better = progress.best_score is None or score > progress.best_score
         if better:
             progress.best_score, progress.best_step, progress.evaluations_without_better = score, progress.step, 0
@@ -233,6 +265,10 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
         mean_iou = "undefined" if results["mean_iou"] is None else f"{results['mean_iou']:.4f}"
         say(f"step {progress.step}: mean IoU {mean_iou}, loss {results['loss']:.4f}"
             + (", the best so far" if better else ""))
+
+    def divergence_fix() -> str:
+        kept = f"; {run.path} keeps the best weights so far" if progress.best_step else ""
+        return f"lower train.learning_rate, or set train.mixed_precision to bf16 or fp32{kept}"
 
     def report_skipped(texts: list[str]) -> None:
         """Names each bad sample once."""
@@ -258,7 +294,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     plan.set_train_mode(model)
     began = window = time.monotonic()
     images, norm = 0, None
-    with StopSignals() as signals, memory_advice(recipe), iterating(loader) as batches, bar:
+    with StopSignals() as signals, batch_advice(recipe), iterating(loader) as batches, bar:
         while True:
             due = progress.step % eval_every == 0 or progress.step == total
             if due and progress.evaluated_step < progress.step:
@@ -290,9 +326,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
                         raise UserError(
                             f"the loss became {value} at step {progress.step + 1}, in the batch of "
                             + ", ".join(batch["names"]),
-                            fix="look at these samples, or lower train.learning_rate, or set train.mixed_precision "
-                            "to bf16 or fp32" + (f"; {run.path} keeps the best weights so far" if progress.best_step
-                                                 else ""),
+                            fix=f"look at these samples, or {divergence_fix()}",
                         )
                     accelerator.backward(loss)
                     if accelerator.sync_gradients and config.max_grad_norm:
@@ -301,6 +335,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
                     optimizer.zero_grad()
                 progress.loss_sum += value
                 progress.loss_count += 1
+                progress.batches += 1
                 images += len(labels) * world
             progress.step += 1
             if average:
@@ -331,7 +366,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
             if stopped or (save_every and progress.step % save_every == 0 and not evaluated_next):
                 save()
             if stopped:
-                raise Interrupted(progress.step, run.resume_command(), stopped)
+                raise Interrupted(progress.step, run.resume_command(world), stopped, speaks=main)
     if main:
         best = Segmenter.from_pretrained(str(run.path), device=device)
         evaluator.draw_samples(best, run.path / SAMPLES, recipe.eval.samples)
@@ -343,7 +378,7 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
         write_card(run.path)
         if recipe.hub.push_to_hub:
             say(f"pushed: {push_run(run.path, recipe.hub.repo_id, recipe.hub.private)}")
-        say(f"best mean IoU at step {progress.best_step}. It all lies in {run.path}; next:\n"
+        say(f"best {recipe.eval.metric} at step {progress.best_step}. It all lies in {run.path}; next:\n"
             f"  hfseg predict {run.path} IMAGES --output out\n  hfseg evaluate {run.path} --data DATA")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -13,6 +13,12 @@ os.environ.setdefault("HF_UPDATE_DOWNLOAD_COUNTS", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
+from hypothesis import settings
+
+# Where a red test stops others, all draws are the same ones each time; a developer's machine goes on looking.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", deadline=None)
+settings.load_profile("same" if os.environ.get("CI") else "new")
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -34,6 +34,7 @@ for limit in (1, 2, 13):
     evaluator.run(Segmenter(model, processor), accelerator=accelerator, verbose=False)
 if accelerator.is_main_process:
     json.dump([accelerator.num_processes, [matrix.tolist() for matrix in matrices]], open(sys.argv[2], "w"))
+accelerator.end_training()
 """
 
 

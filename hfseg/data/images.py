@@ -6,11 +6,10 @@ is `hfseg.labels`' business.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import os
 import re
-import struct
-import tokenize
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,17 +24,6 @@ from hfseg.labels import LabelSchema
 ARRAY_SUFFIXES = (".npy", ".tif", ".tiff")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2")
 
-# What PIL raises on broken files, by format; ValueError and the like also come from numpy and tifffile.
-_BROKEN = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    struct.error,
-    tokenize.TokenError,
-)
 _ORIENTATION = 0x0112  # EXIF tag
 
 
@@ -64,8 +52,8 @@ def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
     channels keep their type and values.
 
     Args:
-        value: A PIL image, an array (H, W), (H, W, C) or (C, H, W), a path, the bytes of a file, or a dict with
-            `bytes` and `path`, as `datasets` gives.
+        value: A PIL image, an array or tensor (H, W), (H, W, C) or (C, H, W), a path, an open file, the bytes of a
+            file, or a dict with `bytes` and `path`, as `datasets` gives.
         channels: Number of channels wanted.
         sample: The file or row, for messages.
 
@@ -219,7 +207,7 @@ def palette_of(value: Any) -> dict[int, tuple[int, int, int]] | None:
         colours = np.zeros((256, 3), np.uint8)
         listed = np.array(content.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
         colours[: len(listed)] = listed
-    except (BadSample, *_BROKEN):
+    except Exception:  # reading it in earnest says what is wrong
         return None
     return {int(i): tuple(colours[i].tolist()) for i in used}
 
@@ -302,25 +290,41 @@ def _load(value: Any, name: str, lazily: bool = False) -> Image.Image | np.ndarr
         value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
     if value is None:
         raise BadSample(name, "nothing is stored here", "an image file, its bytes or an array")
-    if isinstance(value, (Image.Image, np.ndarray)):
-        return value
     if isinstance(value, (list, tuple)):  # Array2D columns come as lists
-        return np.asarray(value)
+        value = np.asarray(value)
+    elif hasattr(value, "read"):
+        value = value.read()
+    elif not isinstance(value, Image.Image) and hasattr(value, "__array__"):
+        value = np.asarray(value)
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind not in "biuf":
+            raise BadSample(name, f"an array of {value.dtype}", "numbers: integers, floats or bool")
+        return value
+    if not isinstance(value, (Image.Image, bytes, bytearray, str, os.PathLike)):
+        raise BadSample(name, f"an image of type {type(value).__name__}",
+                        "a path, the bytes of a file, an open file, a PIL image, an array or a tensor")
     try:
-        if isinstance(value, bytes):
+        if isinstance(value, Image.Image):
+            if not lazily:
+                value.load()
+            return value
+        if isinstance(value, (bytes, bytearray)):
+            value = bytes(value)
             source, size, kind = io.BytesIO(value), len(value), value[:6]
         else:
             source, size, kind = os.fspath(value), os.path.getsize(value), b""
         if size == 0:
             raise BadSample(name, "the file is empty (0 bytes)", fix="restore the file, or remove the pair")
         if kind == b"\x93NUMPY" or (not kind and str(source).lower().endswith(".npy")):
-            return np.load(source, allow_pickle=False, mmap_mode=None if kind else "r")
+            return _load(np.load(source, allow_pickle=False, mmap_mode=None if kind else "r"), name)
         if kind[:4] in (b"II*\0", b"MM\0*", b"II+\0") or (not kind and str(source).lower().endswith((".tif", ".tiff"))):
             return _load_tiff(source)
         image = Image.open(source)
         if not lazily:
             image.load()
         return image
+    except BadSample:
+        raise
     except FileNotFoundError as error:
         raise BadSample(name, "the file does not exist", fix="restore the file, or remove the row") from error
     except Image.DecompressionBombError as error:
@@ -330,7 +334,7 @@ def _load(value: Any, name: str, lazily: bool = False) -> Image.Image | np.ndarr
         ) from error
     except UnidentifiedImageError as error:
         raise BadSample(name, "not an image file", "JPEG, PNG, TIFF, npy...", "save it again, or remove it") from error
-    except _BROKEN as error:
+    except Exception as error:  # PIL, numpy and tifffile raise whatever a broken file leads them to
         reason = re.sub(r"\s+", " ", str(error))[:120]
         raise BadSample(
             name, f"the file is broken or truncated ({reason})", fix="restore the file, or remove the pair"
@@ -344,8 +348,13 @@ def _load_tiff(source: str | io.BytesIO) -> Image.Image | np.ndarray:
     with tifffile.TiffFile(source) as tiff:
         page, series = tiff.pages[0], tiff.series[0]
         unknown_band = page.samplesperpixel == 4 and tuple(page.extrasamples) == (0,)  # such as infrared: not alpha
-        if len(tiff.pages) > 1 or page.bitspersample not in (1, 8) or page.samplesperpixel > 4 or unknown_band:
-            array, axes = series.asarray(), series.axes
+        odd = len(series.pages) > 1 or page.bitspersample not in (1, 8) or page.samplesperpixel > 4 or unknown_band
+        known = not page.compression.value > 1 or importlib.util.find_spec("imagecodecs")
+        grey = page.samplesperpixel == 1 and len(series.pages) == 1
+        if odd and (known or not grey):  # PIL decompresses one grey page of any depth
+            array, axes = _tiff_array(series), series.axes
+            if page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
+                array = np.iinfo(array.dtype).max - array
             if "Q" in axes and array.ndim == 3:  # an array whose axes the writer did not name
                 return array
             rows, columns = axes.index("Y"), axes.index("X")
@@ -358,11 +367,21 @@ def _load_tiff(source: str | io.BytesIO) -> Image.Image | np.ndarray:
     return image
 
 
+def _tiff_array(series) -> np.ndarray:
+    try:
+        return series.asarray()
+    except ValueError as error:
+        if "imagecodecs" not in str(error):
+            raise
+        raise BadSample("a TIFF", f"its compression needs another package ({error})", "TIFF without compression",
+                        "pip install imagecodecs") from error
+
+
 def _upright(image: Image.Image, name: str) -> Image.Image:
     """Apply the EXIF rotation, which for most files is none."""
     try:
         return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-    except _BROKEN as error:
+    except Exception as error:
         raise BadSample(name, f"the file is broken or truncated ({error})", fix="restore the file") from error
 
 
@@ -404,7 +423,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         return array.astype(np.uint8) * np.uint8(255)
     values = _finite(array)
     low, high = float(values.min()), float(values.max())
-    if array.dtype.kind == "f" and low >= 0 and high <= 1:
+    if array.dtype.kind == "f" and low >= -0.1 and high <= 1.1:  # resizing overshoots
         low, high = 0.0, 1.0
     elif low >= 0 and high <= 255:
         low, high = 0.0, 255.0

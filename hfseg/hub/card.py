@@ -39,7 +39,7 @@ def write_card(run: str | Path) -> Path:
     text = "\n\n".join((
         f"---\n{_metadata(folder.path, recipe, results, config)}\n---",
         _introduction(folder.path, recipe, results, config),
-        _usage(recipe),
+        _usage(recipe, _channels(config)),
         _scores(folder.path, results, schema),
         _training(recipe, results),
         _protocol(results),
@@ -84,15 +84,24 @@ def _introduction(path: Path, recipe, results: dict, config: dict) -> str:
     )
 
 
-def _usage(recipe) -> str:
+def _channels(config: dict) -> int:
+    return config.get("num_channels") or (config.get("backbone_config") or {}).get("num_channels") or 3
+
+
+def _usage(recipe, channels: int) -> str:
     name = recipe.hub.repo_id or "PATH_OR_REPO"
+    photo, opener = "photo.jpg", "from PIL import Image"
+    opened, size, layout = 'Image.open("photo.jpg").convert("RGB")', "image.size[::-1]", ""
+    if channels != 3:  # an array of (height, width, bands)
+        photo, opener = "scene.npy", "import numpy as np"
+        opened, size, layout = 'np.load("scene.npy")', "image.shape[:2]", ', input_data_format="channels_last"'
     return f"""## Usage
 
 ```python
 import hfseg
 
 segmenter = hfseg.Segmenter.from_pretrained("{name}")
-result = segmenter("photo.jpg")
+result = segmenter("{photo}")
 print(result.areas())
 result.overlay().save("overlay.png")
 ```
@@ -101,15 +110,15 @@ or with transformers alone:
 
 ```python
 import torch
-from PIL import Image
+{opener}
 from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
 
 processor = AutoImageProcessor.from_pretrained("{name}")
 model = AutoModelForSemanticSegmentation.from_pretrained("{name}")
-image = Image.open("photo.jpg").convert("RGB")
+image = {opened}
 with torch.inference_mode():
-    outputs = model(**processor(image, return_tensors="pt"))
-[semantic_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
+    outputs = model(**processor(image, return_tensors="pt"{layout}))
+[semantic_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=[{size}])
 ```"""
 
 

@@ -102,14 +102,21 @@ class MeanIoU(evaluate.Metric):
             raise UserError("maps are missing", "predictions and references")
         if len(predictions) != len(references):
             raise UserError(f"{len(predictions)} predictions for {len(references)} references", "as many of each")
-        for prediction, reference in zip(predictions, references, strict=True):
-            self.add(prediction=prediction, reference=reference)
+        pairs = [(prediction, reference) for prediction, reference in zip(predictions, references, strict=True)]
+        counted = [pair_counts(_array(reference), _array(prediction)) for prediction, reference in pairs]
+        for counts in counted:  # all or, after an error, none
+            self._merge(*counts)
 
     def compute(self, *, predictions=None, references=None, **kwargs):
         """Score all that was added, the given maps included, and start anew."""
-        if predictions is not None or references is not None:
-            self.add_batch(predictions=predictions, references=references)
-        scores = self._compute(None, None, **kwargs)
+        before = self._rows, self._columns, self._counts.copy()
+        try:
+            if predictions is not None or references is not None:
+                self.add_batch(predictions=predictions, references=references)
+            scores = self._compute(None, None, **kwargs)
+        except Exception:  # what these maps added would be counted again in the next attempt
+            self._rows, self._columns, self._counts = before
+            raise
         self.reset()
         return scores
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+from collections.abc import Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,7 @@ from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
 from hfseg.models.families import FAMILIES, Family, family_of
 from hfseg.models.quiet import quiet_transformers
+from hfseg.remap import unique
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
 
@@ -37,6 +40,8 @@ _MIT = {
     "b4": ([64, 128, 320, 512], [3, 8, 27, 3], 768),
     "b5": ([64, 128, 320, 512], [3, 6, 40, 3], 768),
 }
+# What a family needs beyond the defaults of transformers.
+_DEFAULTS = {"beit": {"out_indices": [3, 5, 7, 11]}}
 KNOWN_CONFIGS = {
     f"nvidia/mit-{size}": {"hidden_sizes": widths, "depths": depths, "decoder_hidden_size": decoder}
     for size, (widths, depths, decoder) in _MIT.items()
@@ -78,8 +83,8 @@ def _grouped(names: list[str]) -> str:
 
 
 def load_model(
-    name: str,
-    labels: LabelSchema | None = None,
+    name: str | os.PathLike,
+    labels: LabelSchema | Sequence[str] | None = None,
     *,
     revision: str | None = None,
     token: str | None = None,
@@ -97,7 +102,7 @@ def load_model(
     Args:
         name: Hub id, local folder, `hfseg/shapes-segformer` (shipped with the package), or a transformers model
             type such as `segformer`, which gives random weights.
-        labels: The classes to predict; None keeps those of the checkpoint.
+        labels: The classes to predict, as a schema or names; None keeps those of the checkpoint.
         revision: Branch, tag or commit on the hub.
         token: Hub token, if not the one that is logged in.
         weights: `pretrained` or `random`.
@@ -109,9 +114,10 @@ def load_model(
 
     Returns:
         A tuple of the model, in evaluation mode and float32, and its image processor, which never changes labels.
+        The model remembers it as `model.image_processor`.
 
     Raises:
-        UserError: When nothing is found under `name`, or its weights do not fit the network.
+        UserError: When nothing is found under `name`, its weights do not fit the network, or an argument is wrong.
 
     Example:
         >>> schema = LabelSchema.from_names(["background", "crack"])
@@ -119,6 +125,12 @@ def load_model(
         >>> model.config.id2label
         {0: 'background', 1: 'crack'}
     """
+    name = os.fspath(name)
+    one_of(weights, ("pretrained", "random"), "value of weights")
+    if image_size is not None and min(image_size if isinstance(image_size, (tuple, list)) else (image_size,)) < 1:
+        raise UserError(f"image_size is {image_size}", "a positive number of pixels, or (height, width)")
+    if labels is not None and not isinstance(labels, LabelSchema):
+        labels = LabelSchema.from_names(list(labels))
     hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     source = resolve_name(name)
     report = LoadReport(name)
@@ -130,7 +142,8 @@ def load_model(
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
                 part.num_channels = channels
-        model = AutoModelForSemanticSegmentation.from_config(model_config).float()
+        with _config_errors(name):
+            model = AutoModelForSemanticSegmentation.from_config(model_config).float()
         report.new = list(model.state_dict())
         report.notes.append("all weights are random")
     else:
@@ -141,7 +154,7 @@ def load_model(
             _adapt_channels(model, channels, report)
     processor = _load_processor(source, hub, report)
     _configure_processor(processor, family, model.config, channels, image_size)
-    model.load_report = report
+    model.load_report, model.image_processor = report, processor
     return model.eval(), processor
 
 
@@ -180,9 +193,12 @@ def load_for_inference(name: str, *, revision=None, token=None, trust_remote_cod
     if config.num_labels < 2:
         raise UserError(f"{name} has a single output, which needs a threshold that nobody has stated",
                         "two classes or more", f"hfseg train --model.name {name} gives it two")
-    model.load_report = report
     processor = _load_processor(source, hub)
     _keep_all_pixels(processor)
+    if (needed := family.input_size(config)) and not getattr(processor, "do_resize", False):
+        processor.do_resize, processor.size = True, {"height": needed[0], "width": needed[1]}
+        report.notes.append(f"images are resized to {needed[0]} x {needed[1]}, the only size that the network takes")
+    model.load_report, model.image_processor = report, processor
     return model.eval(), processor
 
 
@@ -243,6 +259,11 @@ def _readable_errors(name: str):
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # the hub's and network's are OSErrors
         text = str(error).strip().splitlines()
         first = text[0] if text else type(error).__name__
+        if Path(name).is_dir() and "safetensors" in text and any(Path(name).glob("*.bin")):
+            raise UserError(f"{name} has its weights in pickled files (.bin), which can run code when they are read",
+                            "model.safetensors", "if you trust them: python -c 'from transformers import "
+                            f"AutoModelForSemanticSegmentation as M; M.from_pretrained(\"{name}\", "
+                            f"use_safetensors=False).save_pretrained(\"{name}\")'") from error
         if Path(name).is_dir():
             raise UserError(f"cannot load {name}: {first[:300]}", "a folder that save_pretrained wrote whole",
                             "copy or train it again") from error
@@ -259,16 +280,39 @@ def _readable_errors(name: str):
 
 def _load_config(name: str, source: str, weights: str, overrides: dict, hub: dict):
     if source in CONFIG_MAPPING and source in FAMILIES:
-        config = CONFIG_MAPPING[source]()
+        config = CONFIG_MAPPING[source](**_DEFAULTS.get(source, {}))
     elif weights == "random" and source in KNOWN_CONFIGS:
         config = SegformerConfig(**KNOWN_CONFIGS[source])
     else:
         with _readable_errors(name):
             config = AutoConfig.from_pretrained(source, **hub)
-    fields = config.to_dict()
-    for key in overrides:
-        one_of(key, fields, f"field of model.config for {config.model_type}")
-    return type(config).from_dict({**fields, **overrides}) if overrides else config
+    if overrides:
+        fields = config.to_dict()
+        for key in overrides:
+            one_of(key, fields, f"field of model.config for {config.model_type}")
+        # Derived from each other and from the depth: what the user did not name follows from what they did.
+        for key in {"out_features", "out_indices", "stage_names"} - set(overrides):
+            fields.pop(key, None)
+        with _config_errors(name):
+            config = type(config).from_dict({**_DEFAULTS.get(config.model_type, {}), **fields, **overrides})
+    names = getattr(config, "id2label", None) or {}
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{name} names the classes {', '.join(map(str, sorted(names)[:20]))} in config.id2label",
+                        f"the ids 0 to {len(names) - 1}", "mend id2label and label2id in its config.json")
+    config.id2label = dict(enumerate(unique(str(names[i]) for i in range(len(names)))))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    return config
+
+
+@contextmanager
+def _config_errors(name: str):
+    """Turns what a network raises for a configuration that cannot be built into one message."""
+    try:
+        yield
+    except Exception as error:  # whatever the network's own code meets
+        raise UserError(f"{name} cannot be built with this model.config: {type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:300]}", "a configuration that transformers can build",
+                        "mend the model.config overrides, or leave them out") from error
 
 
 def _load_weights(source: str, config, family: Family, report: LoadReport, hub: dict) -> nn.Module:

@@ -40,7 +40,7 @@ def confusion_counts(reference: Map, prediction: Map, num_labels: int, ignore_in
         raise _shapes_differ(reference, prediction)
     is_tensor = isinstance(reference, torch.Tensor)
     reference, prediction = reference.reshape(-1), prediction.reshape(-1)
-    if ignore_index is not None:
+    if ignore_index is not None and _holds(reference, ignore_index):
         kept = reference != ignore_index
         reference, prediction = reference[kept], prediction[kept]
     for values, what in ((reference, "reference"), (prediction, "prediction")):
@@ -51,6 +51,14 @@ def confusion_counts(reference: Map, prediction: Map, num_labels: int, ignore_in
         return torch.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)
     pairs = reference.astype(np.intp) * num_labels + prediction
     return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels).astype(np.int64, copy=False)
+
+
+def _holds(values: Map, value: int) -> bool:
+    """Whether values of this type can be `value`: torch wraps it around otherwise."""
+    if not isinstance(values, torch.Tensor) or values.dtype == torch.bool or values.is_floating_point():
+        return True
+    limits = torch.iinfo(values.dtype)
+    return limits.min <= value <= limits.max
 
 
 def pair_counts(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -64,6 +64,7 @@ def upsample_argmax(
     upper = source.long().clamp_(max=rows - 1)
     lower = (upper + 1).clamp_(max=rows - 1)
     weight = (source - upper)[:, None].to(logits.device)
+    finite = bool(batched.isfinite().all())
     budget = _STRIP_ELEMENTS.get(logits.device.type, _STRIP_ELEMENTS_ELSEWHERE)
     step = max(1, budget // (batch * classes * width))
     for top in range(0, height, step):
@@ -71,7 +72,10 @@ def upsample_argmax(
         first, last = int(upper[strip.start]), int(lower[strip.stop - 1])
         wide = _stretch_rows(batched[:, :, first : last + 1], width)
         a, b = (wide[:, :, (at[strip] - first).to(logits.device)] for at in (upper, lower))
-        values = a * (1 - weight[strip]) + b * weight[strip]
+        share = weight[strip]
+        values = a * (1 - share) + b * share
+        if not finite:  # 0 * infinity is NaN, and a weight of 0 means that the row is not there
+            values = torch.where(share == 0, a, values)
         best, winner = values.max(dim=1)
         labels[:, strip] = winner
         if confidence is not None:
@@ -83,6 +87,8 @@ def upsample_argmax(
 
 def _stretch_rows(logits: Tensor, width: int) -> Tensor:
     """Upsample along the width alone."""
+    if logits.shape[3] == width:
+        return logits
     batch, classes, rows, columns = logits.shape
     flat = F.interpolate(logits.reshape(batch, classes * rows, columns), size=width, mode="linear", align_corners=False)
     return flat.view(batch, classes, rows, width)
