@@ -7,7 +7,10 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+
+from hfseg.recipe import Recipe, TrainConfig
 
 TINY = {
     "hidden_sizes": [8, 8, 16, 16],
@@ -23,6 +26,20 @@ SMALL_RUN = (
     "--train.learning_rate", "1e-3", "--train.warmup_steps", "2", "--train.logging_steps", "2",
     "--eval.eval_steps", "4", "--eval.samples", "1",
 )  # fmt: skip
+
+
+def small_recipe(folder, **train) -> Recipe:
+    """A recipe for a few steps in this process."""
+    recipe = Recipe(output_dir=str(folder))
+    recipe.model.name, recipe.model.config = "segformer", {**TINY, "drop_path_rate": 0.0}
+    recipe.data.path, recipe.data.image_size = "shapes/source", (64, 64)
+    recipe.data.max_train_samples, recipe.data.max_eval_samples = 8, 4
+    recipe.augment.preset = "none"
+    recipe.train = replace(
+        TrainConfig(max_steps=4, per_device_train_batch_size=4, learning_rate=2e-3, logging_steps=1), **train
+    )
+    recipe.eval.eval_steps, recipe.eval.samples = 2, 1
+    return recipe
 
 
 def environment(**more: str) -> dict[str, str]:

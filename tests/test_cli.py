@@ -485,3 +485,51 @@ def test_init_fits_the_real_sets(hfseg, shared_data, tmp_path, name):
     (tmp_path / "recipe.yaml").write_text(text)
     few = ("--data.max_eval_samples", 2, "--output_dir", tmp_path / "run")
     assert hfseg("train", "--config", tmp_path / "recipe.yaml", *TINY_MODEL, *SHORT, *few)[0] == 0
+
+
+# -- predict never loses a file ------------------------------------------------------------------------------
+
+
+def test_predict_replaces_no_input_and_nobodys_file(hfseg, refused, run, tmp_path):
+    photos = tmp_path / "p"
+    photos.mkdir()
+    for name in ("cat.png", "cat_overlay.png"):
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(photos / name)
+    before = fingerprints(photos)
+    assert "cat_overlay.png" in refused("predict", run, photos, "--output", photos)
+    assert fingerprints(photos) == before
+    (photos / "cat_overlay.png").unlink()
+    Image.new("L", (4, 4)).save(photos / "cat_semantic_map.png")  # drawn by hand
+    assert "cat_semantic_map.png" in refused("predict", run, photos / "cat.png", "--output", photos)
+    (photos / "cat_semantic_map.png").unlink()
+    for _ in range(2):  # results are no inputs, and may be written again
+        assert hfseg("predict", run, photos, "--output", photos)[0] == 0
+        assert len(list(photos.iterdir())) == 4
+    assert json.loads((photos / "cat_segments.json").read_text())["image"] == str(photos / "cat.png")
+
+
+def test_predict_passes_over_what_is_no_image_and_names_too_long(hfseg, run, tmp_path):
+    for name in ("a.png", ".hidden.png", f"{'x' * 240}.png"):
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / name)
+    for name in ("doc.pdf", "data.h5", "movie.mpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    status, output, _ = hfseg("predict", run, tmp_path, "--output", tmp_path / "out")
+    assert status == 0 and "2 of 2 images" in output
+
+
+def test_predict_into_a_place_that_cannot_be_written(refused, run, tmp_path):
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "out/a_segments.json").mkdir(parents=True)
+    assert "a_segments.json" in refused("predict", run, tmp_path / "a.png", "--output", tmp_path / "out")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("train: {learning_rate: null}", "train.learning_rate is empty"), ("seed: null", "seed is empty"),
+    ("output_dir: null", "output_dir is empty"), ("eval: {samples: null}", "eval.samples is empty"),
+    ("train: {num_train_epochs: .inf}", "finite"), ("train: {learning_rate: .inf}", "finite"),
+    ("train: {betas: [1.5, 0.9]}", "betas"), ("train: {momentum: -0.5}", "momentum"), ("seed: -1", "seed"),
+    ("seed: 5000000000", "seed"), ("train: {optimizer: null}", "optimizer"),
+])  # fmt: skip
+def test_values_that_mean_nothing(refused, tmp_path, text, words):
+    (tmp_path / "r.yaml").write_text(text)
+    assert words in refused("train", "--config", tmp_path / "r.yaml")

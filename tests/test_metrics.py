@@ -274,3 +274,24 @@ def test_scores_by_name_are_ready_for_json():
     plain = to_json_ready(scores_from_matrix(matrix))
     assert plain["per_category_iou"] == [0.75, 0.8, None]
     assert to_json_ready({1: (np.int64(2), float("inf"), True, "a")}) == {"1": [2, None, True, "a"]}
+
+
+def test_an_attempt_that_fails_counts_nothing():
+    rng = np.random.default_rng(0)
+    predictions, references = (list(rng.integers(0, 3, (2, 8, 9))) for _ in range(2))
+    want = hfseg.metrics.load("mean_iou", num_labels=3).compute(predictions=predictions, references=references)
+    metric = hfseg.metrics.load("mean_iou")
+    for wrong in (
+        {"predictions": [predictions[0], predictions[1][:2]], "references": references, "num_labels": 3},
+        {"predictions": predictions, "references": references},
+        {"predictions": predictions, "references": references, "num_labels": 3, "ignore_indx": 1},
+    ):
+        with pytest.raises((UserError, TypeError)):
+            metric.compute(**wrong)
+    assert metric.compute(predictions=predictions, references=references, num_labels=3)["mean_iou"] == want["mean_iou"]
+
+
+@pytest.mark.parametrize("ignore", [65535, -100, 256])
+def test_an_ignored_value_that_a_byte_cannot_hold_ignores_nothing(ignore):
+    values = torch.full((4,), 255, dtype=torch.uint8)
+    assert confusion_counts(values, values, 256, ignore).sum() == 4

@@ -24,11 +24,12 @@ from transformers import (
     UperNetConfig,
 )
 
+import hfseg
 from hfseg.errors import UserError
 from hfseg.labels import LabelSchema
 from hfseg.models import FAMILIES, family_of, load_for_inference, load_model
 from hfseg.transfer import plan_transfer
-from runs import TINY, environment
+from runs import TINY, environment, small_recipe
 
 SCHEMA = LabelSchema.from_names(["road", "car", "tree"])
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16,
@@ -204,3 +205,66 @@ print(list(model.config.id2label.values()))
         mine = model(**processor(image, return_tensors="pt")).logits.numpy()
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), mine, atol=1e-5)
     assert json.loads(done.stdout.replace("'", '"')) == list(model.config.id2label.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_family_trains_and_is_evaluated(name, tmp_path):
+    save(tmp_path / "checkpoint", CONFIGS[name])
+    recipe = small_recipe(tmp_path / "run", max_steps=2, per_device_train_batch_size=2)
+    recipe.model.name, recipe.model.config, recipe.data.image_size = str(tmp_path / "checkpoint"), {}, None
+    size = family_of(CONFIGS[name]).input_size(CONFIGS[name])
+    recipe.augment.crop_size = size or (64, 64)
+    recipe.data.image_size = size or (64, 64)
+    assert hfseg.train(recipe, verbose=False)["loss"] > 0
+    recipe.train.per_device_train_batch_size, recipe.output_dir = 1, str(tmp_path / "alone")
+    try:
+        hfseg.train(recipe, verbose=False)
+    except UserError as error:
+        assert "2 or more images" in str(error)
+
+
+@pytest.mark.parametrize("overrides", [{"depths": [1]}, {"hidden_sizes": "abc"}, {"hidden_act": "foo"}])
+def test_a_configuration_that_cannot_be_built(overrides):
+    with pytest.raises(UserError, match="cannot be built with"):
+        load_model("segformer", labels=SCHEMA, config=overrides)
+
+
+def test_beit_starts_from_its_name():
+    small = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 16,
+             "image_size": 32, "patch_size": 8}  # fmt: skip
+    model, _ = load_model("beit", labels=SCHEMA, config=small)
+    assert model.config.num_labels == 3
+
+
+def test_class_ids_that_are_not_0_to_n_and_names_that_repeat(tmp_path):
+    save(tmp_path / "a", SegformerConfig(**TINY), names=("road", "car", "road"))
+    assert load_for_inference(str(tmp_path / "a"))[0].config.id2label == {0: "road", 1: "car", 2: "road (2)"}
+    content = json.loads((tmp_path / "a/config.json").read_text())
+    content["id2label"] = {"1": "road", "2": "car", "3": "sky"}
+    content["label2id"] = {"road": 1, "car": 2, "sky": 3}
+    (tmp_path / "a/config.json").write_text(json.dumps(content))
+    for load in (load_for_inference, lambda path: load_model(path, labels=SCHEMA)):
+        with pytest.raises(UserError, match="the ids 0 to 2"):
+            load(str(tmp_path / "a"))
+
+
+def test_pickled_weights_and_wrong_arguments(tmp_path):
+    save(tmp_path / "a", SegformerConfig(**TINY))
+    torch.save(load_file(tmp_path / "a/model.safetensors"), tmp_path / "a/pytorch_model.bin")
+    (tmp_path / "a/model.safetensors").unlink()
+    with pytest.raises(UserError, match="pickled"):
+        load_for_inference(str(tmp_path / "a"))
+    for wrong in ({"weights": "foo"}, {"image_size": -3}, {"image_size": (0, 4)}):
+        with pytest.raises(UserError):
+            load_model("segformer", labels=SCHEMA, **wrong)
+    model, processor = load_model("segformer", labels=["a", "b"], config=TINY)
+    assert model.config.id2label == {0: "a", 1: "b"} and model.image_processor is processor
+
+
+def test_a_network_of_one_size_gets_it(tmp_path):
+    save(tmp_path / "a", CONFIGS["dpt"])
+    processor = json.loads((tmp_path / "a/preprocessor_config.json").read_text())
+    (tmp_path / "a/preprocessor_config.json").write_text(json.dumps({**processor, "do_resize": False}))
+    from hfseg import Segmenter
+
+    assert Segmenter.from_pretrained(tmp_path / "a")(np.zeros((40, 60, 3), np.uint8)).semantic_map.shape == (40, 60)

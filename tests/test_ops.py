@@ -253,3 +253,11 @@ def test_known_outlines():
     island[1:6, 1:6] = False
     island[3, 3] = True
     assert sorted(len(polygon) for polygon in trace_polygons(island)) == [1, 2]
+
+
+def test_a_masked_logit_reaches_no_pixel_that_it_has_no_share_in():
+    logits = torch.zeros(2, 3, 3)
+    logits[0], logits[1] = -1, -5
+    logits[1, 1, 2] = -torch.inf
+    for size in ((3, 3), (3, 6)):
+        assert not upsample_argmax(logits, size).any()

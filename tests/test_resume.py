@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import signal
@@ -120,3 +121,104 @@ def test_twenty_random_kills(tmp_path):
     assert max(reached) > min(reached)
     steps = [line["step"] for line in read_log(run) if "eval" not in line]
     assert steps == sorted(set(steps))
+
+
+# -- a recipe that changed in between, and directories that are not this run's -------------------------------
+
+
+@pytest.fixture
+def refused(capsys):
+    def call(*arguments) -> str:
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err
+
+    return call
+
+
+def resumed(run, capsys, *flags) -> str:
+    assert main(["train", "--config", str(run), "--train.resume", "true", *map(str, flags)]) == 0
+    return capsys.readouterr().out
+
+
+def test_another_runs_checkpoint_does_not_overwrite_a_run(copy, whole, refused):
+    before = fingerprint(copy)
+    newest = sorted((whole / "checkpoints").glob("step-*"))[-1]
+    assert "holds another run" in refused("train", "--config", copy, "--train.resume", newest)
+    assert fingerprint(copy) == before
+
+
+def test_a_checkpoint_in_a_new_directory_leaves_a_whole_run(whole, tmp_path, capsys):
+    newest = sorted((whole / "checkpoints").glob("step-*"))[-1]
+    new = ("--output_dir", str(tmp_path / "new"), "--train.resume", str(newest))
+    assert main(["train", "--config", str(whole), *new]) == 0
+    assert (tmp_path / "new/model.safetensors").exists() and (tmp_path / "new/README.md").exists()
+
+
+def test_a_directory_in_use_is_refused(tmp_path, refused):
+    from hfseg.run_directory import RunDirectory
+
+    first = RunDirectory(tmp_path / "run")
+    first.claim()
+    assert "in use" in refused("train", *SMALL_RUN, "--output_dir", tmp_path / "run")
+    first.release()
+    RunDirectory(tmp_path / "run").claim()
+
+
+@pytest.mark.parametrize("flags, words", [
+    (("--train.optimizer", "sgd"), "train.optimizer were adamw"), (("--data.path", "shapes/target"), "labels were"),
+])  # fmt: skip
+def test_what_does_not_fit_a_checkpoint_is_refused(copy, refused, flags, words):
+    assert words in refused("train", "--config", copy, "--train.resume", "true", *flags)
+
+
+def test_another_metric_chooses_best_weights_anew(copy, capsys):
+    output = resumed(copy, capsys, "--eval.metric", "loss", "--train.max_steps", 16)
+    assert "chosen anew" in output and "best loss at step 16" in output
+    facts = json.loads((copy / "eval_results.json").read_text())
+    assert facts["training"]["best_step"] == 16
+
+
+def test_weights_of_a_branch_that_is_given_up_are_not_called_the_best(copy, capsys):
+    first, *later = sorted((copy / "checkpoints").glob("step-*"))
+    assert later
+    resumed(copy, capsys, "--train.resume", first.name, "--train.max_steps", 16, "--train.learning_rate", 1e-6)
+    results = json.loads((copy / "eval_results.json").read_text())
+    [scored] = [line["eval"] for line in read_log(copy)
+                if "eval" in line and line["step"] == results["training"]["best_step"]]
+    assert scored["mean_iou"] == results["mean_iou"]
+
+
+def test_accumulation_may_change(copy, capsys, monkeypatch):
+    from accelerate import Accelerator
+
+    synced, original = [], Accelerator._do_sync
+    monkeypatch.setattr(Accelerator, "_do_sync",
+                        lambda self: (original(self), synced.append(self.gradient_state.sync_gradients))[0])
+    resumed(copy, capsys, "--train.gradient_accumulation_steps", 3, "--train.max_steps", 14)
+    assert synced == [False, False, True] * 2
+
+
+def test_settings_of_the_optimizer_follow_the_recipe(copy, capsys, monkeypatch):
+    import hfseg.training as training
+
+    built, original = [], training.build_optimizer
+    monkeypatch.setattr(training, "build_optimizer", lambda *a: built.append(original(*a)) or built[0])
+    resumed(copy, capsys, "--train.betas", "[0.5, 0.6]", "--train.max_steps", 14)
+    assert all(group["betas"] == (0.5, 0.6) for group in built[0].param_groups)
+
+
+def test_a_run_that_was_moved(copy, tmp_path, refused, capsys):
+    shutil.move(copy, tmp_path / "moved")
+    assert "it was moved" in refused("train", "--config", tmp_path / "moved", "--train.resume", "true")
+    assert resumed(tmp_path / "moved", capsys, "--output_dir", tmp_path / "moved")
+
+
+def test_a_disk_that_is_full(tmp_path, refused, monkeypatch):
+    from accelerate import Accelerator
+
+    def full(self, *a, **k):
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(Accelerator, "save_state", full)
+    assert "make room" in refused("train", *SMALL_RUN, "--output_dir", tmp_path / "run")

@@ -3,6 +3,7 @@
 import http.server
 import io
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -342,3 +343,46 @@ def test_from_pretrained_says_what_is_missing(tmp_path):
         Segmenter.from_pretrained(tmp_path)
     with pytest.raises(UserError, match="nobody/nothing"):
         Segmenter.from_pretrained("nobody/nothing")
+
+
+def test_threads_share_a_model_in_train_mode():
+    segmenter = Segmenter(*segformer())
+    segmenter.model.train()
+    images = [a_picture(40, 48 + 8 * i) for i in range(4)]
+    alone = [segmenter(image).semantic_map for image in images]
+    state = {name: value.clone() for name, value in segmenter.model.state_dict().items()}
+    wanted = dict(zip(map(id, images), alone, strict=True))
+    with ThreadPoolExecutor(4) as pool:
+        for image, result in zip(images * 6, pool.map(segmenter, images * 6), strict=True):
+            np.testing.assert_array_equal(result.semantic_map, wanted[id(image)])
+    assert segmenter.model.training
+    assert all(torch.equal(value, state[name]) for name, value in segmenter.model.state_dict().items())
+
+
+def test_inputs_of_other_kinds(segmenter):
+    array = a_picture(40, 48)
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, "PNG")
+    want = segmenter(array).semantic_map
+    for value in (torch.from_numpy(array.copy()), bytearray(file.getvalue()), io.BytesIO(file.getvalue())):
+        np.testing.assert_array_equal(segmenter(value).semantic_map, want)
+    for wrong in (7, object(), np.array([["a"]]), np.zeros((4, 4), complex)):
+        with pytest.raises(UserError):
+            segmenter(wrong)
+    with pytest.raises(UserError, match="batch_size"):
+        segmenter([array], batch_size=-1)
+    with pytest.raises(UserError, match="dtype"):
+        Segmenter.from_pretrained("hfseg/shapes-segformer", dtype="foo")
+    with pytest.raises(UserError, match="cannot compute on"):
+        Segmenter.from_pretrained("hfseg/shapes-segformer", device="cuda:99")
+    cut = Image.open(io.BytesIO(file.getvalue()[: len(file.getvalue()) // 2]))
+    with pytest.raises(UserError, match="truncated"):
+        segmenter(cut)
+
+
+def test_weights_that_are_not_numbers():
+    segmenter = Segmenter(*segformer())
+    with torch.no_grad():
+        next(segmenter.model.parameters()).fill_(float("nan"))
+    with pytest.raises(UserError, match="NaN"):
+        segmenter(a_picture(40, 48))

@@ -20,24 +20,11 @@ import hfseg
 from hfseg.data.loading import Preparation, StreamingSet, TrainingSet, model_inputs, train_loader
 from hfseg.errors import UserError
 from hfseg.optimization import MovingAverage, rate_factor
-from hfseg.recipe import LossConfig, Recipe, TrainConfig, to_yaml
+from hfseg.recipe import LossConfig, TrainConfig, to_yaml
 from hfseg.recipe_reading import load_recipe, shipped_recipes
 from hfseg.run_directory import read_log
 from hfseg.run_setup import pick_score
-from runs import TINY, environment
-
-
-def small_recipe(folder, **train) -> Recipe:
-    recipe = Recipe(output_dir=str(folder))
-    recipe.model.name, recipe.model.config = "segformer", {**TINY, "drop_path_rate": 0.0}
-    recipe.data.path, recipe.data.image_size = "shapes/source", (64, 64)
-    recipe.data.max_train_samples, recipe.data.max_eval_samples = 8, 4
-    recipe.augment.preset = "none"
-    recipe.train = dataclasses.replace(
-        TrainConfig(max_steps=4, per_device_train_batch_size=4, learning_rate=2e-3, logging_steps=1), **train
-    )
-    recipe.eval.eval_steps, recipe.eval.samples = 2, 1
-    return recipe
+from runs import TINY, environment, small_recipe
 
 
 @pytest.fixture(scope="module")

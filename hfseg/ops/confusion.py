@@ -44,7 +44,7 @@ def confusion_counts(reference: Map, prediction: Map, num_labels: int, ignore_in
         kept = reference != ignore_index
         reference, prediction = reference[kept], prediction[kept]
     for values, what in ((reference, "reference"), (prediction, "prediction")):
-        if len(values) and (values.min() < 0 or values.max() >= num_labels):
+        if len(values) and (int(values.min()) < 0 or int(values.max()) >= num_labels):
             raise _outside(values, num_labels, what)
     if is_tensor:
         pairs = reference.long() * num_labels + prediction.long()
