@@ -92,7 +92,7 @@ class Checkpoints:
         return path
 
     def load(self, path: Path) -> None:
-        """Restores the state; checkpoints of later steps are removed, for the run is about to write them again.
+        """Restores the state.
 
         Args:
             path: A folder that `find` returned.
@@ -124,7 +124,14 @@ class Checkpoints:
                             "the model, the labels and the optimizer of the run that wrote it") from error
         self.accelerator.step = 0  # counts micro-batches, and an optimizer step has just ended
         self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process and path.parent == self.folder:
+
+    def remove_after(self, path: Path) -> None:
+        """Removes checkpoints of later steps, for the run is about to write them again.
+
+        Args:
+            path: The folder that the run goes on from.
+        """
+        if self.accelerator.is_main_process and path.resolve().parent == self.folder.resolve():
             for later in self.all():
                 if later.name > path.name:
                     self._remove(later)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -164,7 +165,7 @@ def predict(arguments: list[str]) -> None:
             bad.append(error)
             tqdm.write(str(error), file=sys.stderr)
             continue
-        result.save(output, stem=stem, source=str(file))
+        result.save(output, stem=stem, source=os.fsencode(file).decode(errors="replace"))
     print(f"{len(files) - len(bad)} of {len(files)} images written to {output}")
     if bad:
         raise UserError(f"{len(bad)} of {len(files)} images could not be read", fix="see the messages above")
@@ -386,7 +387,22 @@ def is_result(file: Path) -> bool:
         True where it is named like a result and its segments.json lies beside it.
     """
     stem = next((file.stem.removesuffix(e) for e in RESULT_ENDINGS if file.stem.endswith(e)), None)
-    return stem is not None and file.suffix == ".png" and file.with_name(f"{stem}_segments.json").is_file()
+    return stem is not None and file.suffix == ".png" and is_own(file.with_name(f"{stem}_segments.json"))
+
+
+def is_own(file: Path) -> bool:
+    """Returns whether `hfseg predict` wrote this segments.json.
+
+    Args:
+        file: A file, or none.
+
+    Returns:
+        True where it holds what a result holds.
+    """
+    try:
+        return {"width", "height", "id2label", "areas"} <= set(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return False
 
 
 def protect(output: Path, stems: list[str], inputs: list[Path]) -> None:
@@ -402,9 +418,9 @@ def protect(output: Path, stems: list[str], inputs: list[Path]) -> None:
     """
     own = {file.resolve() for file in inputs}
     for stem in stems:
-        for ending in RESULT_ENDINGS:
-            file = output / f"{stem}{ending}.png"
-            if file.resolve() in own or (file.exists() and not is_result(file)):
+        segments = output / f"{stem}_segments.json"
+        for file in (segments, *(output / f"{stem}{ending}.png" for ending in RESULT_ENDINGS)):
+            if file.resolve() in own or (file.exists() and not is_own(segments)):
                 raise UserError(f"{file} exists already, and would be replaced by a result", "a folder without it",
                                 "choose another --output")
 
@@ -422,7 +438,7 @@ def unique_stems(files: list[Path]) -> list[str]:
         >>> unique_stems([Path("a/x.png"), Path("b/x.png"), Path("b/y.png")])
         ['a_x', 'b_x', 'y']
     """
-    stems = [file.stem.encode()[:MOST_BYTES].decode(errors="ignore") for file in files]
+    stems = [os.fsencode(file.stem)[:MOST_BYTES].decode(errors="ignore") for file in files]
     times = Counter(stems)
     names = [f"{file.parent.name}_{stem}" if times[stem] > 1 else stem for file, stem in zip(files, stems)]
     taken: set[str] = set()

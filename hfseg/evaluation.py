@@ -6,6 +6,7 @@ Each prediction is compared at the image's own size, and all that is kept is one
 from __future__ import annotations
 
 import datetime
+import hashlib
 import json
 import os
 import platform
@@ -100,6 +101,16 @@ class Evaluator:
         results["num_images"] = int(totals[1])
         results["protocol"] = self._protocol(segmenter, int(totals[2]))
         return results
+
+    def measures(self) -> list:
+        """Returns what a score depends on besides the weights: scores compare where it is equal.
+
+        Returns:
+            Plain values: the data and its split, how many images, and a hash of which ones.
+        """
+        ids = [] if self.data.streaming else self.data[self.split]["image_id"][: self._length()]
+        which = hashlib.sha256("\n".join(map(str, ids)).encode("utf-8", "replace")).hexdigest()
+        return [self.data.source, self.split, self._length(), which]
 
     def draw_samples(self, segmenter: Segmenter, folder: Path, count: int) -> list[Path]:
         """Draws panels of image, truth and prediction, spread over the split.
@@ -257,7 +268,8 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
     names = [segmenter.model.config.id2label[i] for i in range(segmenter.model.config.num_labels)]
     merged = getattr(data.labels, "merge", None)  # asked for here and now, so it holds
     assumed = schema.origin.startswith("assumed") and not data.labels.given
-    if trained and list(trained.names) == names and not merged and (assumed or trained.reads(schema)):
+    fits = trained and (trained.reads(schema) or (assumed and trained.covers(schema)))
+    if fits and list(trained.names) == names and not merged:
         schema = trained  # the same stored values; what was merged or dropped for training is so here too
     chosen = data.find_split(split) if split else data.validation or data.train or next(iter(data))
     if chosen == data.train and not split:

@@ -337,6 +337,29 @@ class LabelSchema:
             for (value, i), name in zip(other.stored, other.stored_names, strict=True)
         )
 
+    def covers(self, other: LabelSchema) -> bool:
+        """Tell whether this schema says what the values mean that `other`, a mere assumption, takes for classes.
+
+        A value that is ignored here counts only if the data or the user said so: 255 is foreseen everywhere.
+
+        Args:
+            other: What was assumed after a look at the data.
+
+        Returns:
+            Whether it can be read by this schema.
+
+        Example:
+            >>> found = LabelSchema.from_names([], binary=True, values=[0, 255])
+            >>> LabelSchema.from_names(["a", "b"]).covers(found)
+            False
+            >>> LabelSchema.from_names(["a", "b"], ignore_index=255).covers(found)
+            True
+        """
+        said = {value for (value, i), name in zip(self.stored, self.stored_names, strict=True)
+                if i is not None or name != "ignored"}
+        classes = {value for value, i in other.stored if i is not None}
+        return (self.rgb, self.threshold) == (other.rgb, other.threshold) and classes <= said
+
     def align(self, names: Sequence[str]) -> np.ndarray:
         """Find these classes among other names, whatever the case, spaces, underscores and hyphens.
 

@@ -81,8 +81,8 @@ def list_indices(
     ]
     usual = set() if binary else {255 if len(names) <= 255 else 65535}
     for value in (usual | ignored) - {None, *values}:
-        name = ignore_name if value == ignore_index else None
-        listed.append(Stored(value, name or "ignored", None, True))
+        stated = (ignore_name or "unlabelled") if value in ignored else "ignored"  # the usual value, only foreseen
+        listed.append(Stored(value, stated, None, True))
     return sorted(listed, key=lambda entry: entry.value)
 
 

@@ -267,14 +267,7 @@ class Segmentation:
             "semantic_map": folder / f"{prefix}semantic_map.png",
             "overlay": folder / f"{prefix}overlay.png",
         }
-        _index_image(self.semantic_map, self.palette).save(files["semantic_map"])
-        self.overlay().save(files["overlay"])
-        if self.segments is not None:
-            files["segment_map"] = folder / f"{prefix}segment_map.png"
-            ids = self.segment_map
-            wide = ids.size and ids.max() > 65535
-            ids = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1) if wide else ids
-            Image.fromarray(ids.astype(np.uint8 if wide else np.uint16)).save(files["segment_map"])
+        # First, since it tells what the pictures beside it are, should they be the last that is written.
         files["segments"] = folder / f"{prefix}segments.json"
         height, width = self.semantic_map.shape
         content = {
@@ -286,6 +279,14 @@ class Segmentation:
             "segments_info": self.segments_info,
         }
         files["segments"].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        _index_image(self.semantic_map, self.palette).save(files["semantic_map"])
+        self.overlay().save(files["overlay"])
+        if self.segments is not None:
+            files["segment_map"] = folder / f"{prefix}segment_map.png"
+            ids = self.segment_map
+            wide = ids.size and ids.max() > 65535
+            ids = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1) if wide else ids
+            Image.fromarray(ids.astype(np.uint8 if wide else np.uint16)).save(files["segment_map"])
         return files
 
 

@@ -66,6 +66,12 @@ class Segmenter:
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
 
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_lock": None, "_calls": 0, "_training": []}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
     @classmethod
     def from_pretrained(
         cls,

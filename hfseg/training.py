@@ -170,7 +170,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     )  # fmt: skip
 
     # State: what is saved, and where this run starts.
-    measure = [recipe.eval.metric, data.source, data.validation]  # scores of another measure do not compare
+    measure = [recipe.eval.metric, *evaluator.measures()]  # scores of another measure do not compare
     progress = Progress(processes=world, optimizer=config.optimizer, names=list(schema.names), measure=measure)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, accelerator, config.save_total_limit)
     accelerator.register_for_checkpointing(progress, *([average] if average else []))
@@ -185,7 +185,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         for name, then, now in (("labels", progress.names, list(schema.names)),
                                 ("train.optimizer", progress.optimizer, config.optimizer)):
             if then != now:
-                raise UserError(f"checkpoint {found} does not fit the recipe: {name} were {then}, and are {now}",
+                raise UserError(f"checkpoint {found} does not fit the recipe: {name} then {then}, now {now}",
                                 "the labels and the optimizer of the run that wrote it",
                                 f"a new run can start from the weights: --model.name {run.path} --output_dir NEW")
         for group, now in zip(optimizer.param_groups, settings, strict=True):  # what the recipe says now, holds
@@ -193,6 +193,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         if progress.measure != measure:
             say("note: best weights are chosen anew, since eval.metric or the validation data changed")
             progress.measure, progress.best_score, progress.evaluations_without_better = measure, None, 0
+            progress.evaluated_step = 0
         if not (run.path / WEIGHTS).exists():  # another run's checkpoint: its best weights lie elsewhere
             progress.best_score, progress.evaluated_step = None, 0
         elif run.read_json(RESULTS).get("training", {}).get("best_step") != progress.best_step:
@@ -202,6 +203,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         if progress.processes != world:
             say(f"note: {progress.processes} processes wrote it: from here on the order of the data is another")
             progress.processes = world
+        checkpoints.remove_after(found)
     if main:
         run.cut_log(progress.step, progress.evaluated_step) if found else run.clear()
         run.write(RECIPE, to_yaml(replace(recipe, train=replace(config, resume=False))))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
+import os
 import shutil
 import subprocess
 import sys
@@ -533,3 +534,28 @@ def test_predict_into_a_place_that_cannot_be_written(refused, run, tmp_path):
 def test_values_that_mean_nothing(refused, tmp_path, text, words):
     (tmp_path / "r.yaml").write_text(text)
     assert words in refused("train", "--config", tmp_path / "r.yaml")
+
+
+def test_predict_goes_on_where_it_was_killed(hfseg, run, tmp_path, monkeypatch):
+    from hfseg import result
+
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "a.png")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(result.Segmentation, "overlay", killed)
+        assert hfseg("predict", run, tmp_path / "a.png", "--output", tmp_path)[0] == 130
+    assert hfseg("predict", run, tmp_path, "--output", tmp_path)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_predict_leaves_a_users_json_alone_and_takes_any_name(hfseg, refused, run, tmp_path):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    with open(name, "wb") as file:
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(file, "PNG")
+    assert hfseg("predict", run, tmp_path, "--output", tmp_path / "out")[0] == 0
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "b.png")
+    (tmp_path / "b_segments.json").write_text('{"mine": 1}')
+    assert "b_segments.json" in refused("predict", run, tmp_path / "b.png", "--output", tmp_path)

@@ -368,3 +368,99 @@ def test_a_run_reads_undeclared_maps_as_in_training(tmp_path):
     results = evaluate(str(tmp_path / "run"), str(tmp_path / "test"), say=said.append)
     assert results["per_category_recall"]["wall"] is None  # 255 is unlabelled, as it was
     assert any("trained on" in line for line in said) and any("binary true" in line for line in said)
+
+
+@pytest.mark.parametrize("trained, tested", [(1, 255), (255, 1)])
+def test_two_codings_of_two_classes_score_the_same(tmp_path, trained, tested):
+    recipe = small_recipe(tmp_path / "run", max_steps=1)
+    recipe.eval.eval_steps = 1
+    for name, value in (("a", trained), ("b", tested), ("same", trained)):
+        write(tmp_path / name, lambda i, value=value: Image.fromarray((ids(i) > 0) * np.uint8(value)))
+    recipe.data.path = str(tmp_path / "a")
+    hfseg.train(recipe, verbose=False)
+    one, other = (evaluate(str(tmp_path / "run"), str(tmp_path / name), split="train") for name in ("same", "b"))
+    assert one["per_category_iou"] == other["per_category_iou"] and one["per_category_recall"]["foreground"] is not None
+    loaded = evaluate(str(tmp_path / "run"), load_data(tmp_path / "b", validation_fraction=0), split="train")
+    assert loaded["per_category_iou"] == other["per_category_iou"]
+
+
+@pytest.mark.parametrize("level", [255, 180])
+def test_thin_lines_in_jpegs(tmp_path, level):
+    def lines(i):
+        content = np.zeros(SIZE, np.uint8)
+        content[4::9] = content[5::9] = level
+        return Image.fromarray(content)
+
+    write(tmp_path, lines, ".jpg", quality=70)
+    data = load_data(tmp_path, validation_fraction=0, labels=LabelsConfig(binary=True))
+    assert any("split at" in note for note in data.notes)
+    np.testing.assert_allclose(data.read("train", 0).semantic_map.mean(), (np.asarray(lines(0)) > 0).mean(), atol=0.03)
+
+
+def test_palettes_beside_broken_grey_and_colour_maps(tmp_path):
+    def shuffled(i):
+        order = np.random.default_rng(10 + i).permutation(3)
+        image = Image.fromarray(order.astype(np.uint8)[ids(i)])
+        image.putpalette(np.array(COLOURS, np.uint8)[:3][np.argsort(order)].tobytes())
+        return image
+
+    def check(count):
+        data = load_data(tmp_path, validation_fraction=0, on_bad_sample="skip")
+        assert data.schema.num_labels == 3
+        for i in range(count):
+            painted = np.array(data.schema.palette)[data.read("train", i).semantic_map]
+            np.testing.assert_array_equal(painted, np.array(COLOURS)[ids(i)])
+
+    write(tmp_path, shuffled, count=6)
+    (tmp_path / "masks/im5.png").write_bytes((tmp_path / "masks/im5.png").read_bytes()[:40])
+    check(5)
+    Image.new("L", SIZE[::-1]).save(tmp_path / "masks/im5.png")
+    check(5)
+    Image.fromarray(np.array(COLOURS, np.uint8)[ids(5)]).save(tmp_path / "masks/im5.png")
+    check(6)
+
+
+def test_one_coding_under_two_palettes(tmp_path):
+    def painted(i):
+        image = Image.fromarray(ids(i))
+        grey = np.repeat(np.arange(3, dtype=np.uint8), 3)
+        image.putpalette((grey if i % 2 else np.array(COLOURS, np.uint8)[:3]).tobytes())
+        return image
+
+    write(tmp_path, painted)
+    for names in (None, ["a", "b", "c"]):
+        for i, found in enumerate(maps(tmp_path, labels=LabelsConfig(names=names))):
+            np.testing.assert_array_equal(found, ids(i))
+
+
+def test_tables_that_reach_outside_their_folder(tmp_path):
+    write(tmp_path, count=6)
+    for split, numbers in (("train", range(4)), ("val", (4, 5))):
+        (tmp_path / split).mkdir()
+        rows = [f"../images/im{i}.jpg,../masks/im{i}.png" for i in numbers]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,mask_file_name", *rows]))
+    assert {split: len(rows) for split, rows in load_data(tmp_path).items()} == {"train": 4, "validation": 2}
+
+
+def test_linked_splits_and_two_years_of_pascal_voc(tmp_path):
+    write(tmp_path / "a", where="train/{}")
+    write(tmp_path / "a", where="test/{}", count=2)
+    (tmp_path / "a/val").symlink_to(tmp_path / "a/test")
+    assert {split: len(rows) for split, rows in load_data(tmp_path / "a").items()} == {
+        "train": 4, "validation": 2, "test": 2}  # fmt: skip
+    for year, first in (("VOC2007", 0), ("VOC2012", 4)):
+        root = write(tmp_path / "b" / year)
+        for role, folder in (("images", "JPEGImages"), ("masks", "SegmentationClass")):
+            for i in range(4):
+                file = next((root / role).glob(f"im{i}.*"))
+                file.rename(file.with_stem(f"im{first + i}"))
+            (root / role).rename(root / folder)
+        (root / "ImageSets/Segmentation").mkdir(parents=True)
+        for split, numbers in (("train", range(3)), ("val", (3,))):
+            lines = [f"im{first + i}.jpg" for i in numbers]
+            (root / "ImageSets/Segmentation" / f"{split}.txt").write_text("\n".join(lines))
+    assert {split: len(rows) for split, rows in load_data(tmp_path / "b").items()} == {"train": 6, "validation": 2}
+    for file in (tmp_path / "b").rglob("*.txt"):
+        file.write_text("elsewhere\n")
+    data = load_data(tmp_path / "b", validation_fraction=0)
+    assert len(data["train"]) == 8 and any("passed over" in note for note in data.notes)

@@ -268,3 +268,10 @@ def test_a_network_of_one_size_gets_it(tmp_path):
     from hfseg import Segmenter
 
     assert Segmenter.from_pretrained(tmp_path / "a")(np.zeros((40, 60, 3), np.uint8)).semantic_map.shape == (40, 60)
+
+
+def test_overrides_leave_the_layers_that_a_checkpoint_reads(tmp_path):
+    save(tmp_path / "a", CONFIGS["beit"])
+    for overrides in ({}, {"drop_path_rate": 0.2}):
+        model, _ = load_model(str(tmp_path / "a"), config=overrides)
+        assert list(model.config.out_indices) == [1, 2, 3, 4]

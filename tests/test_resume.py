@@ -166,13 +166,21 @@ def test_a_directory_in_use_is_refused(tmp_path, refused):
 
 
 @pytest.mark.parametrize("flags, words", [
-    (("--train.optimizer", "sgd"), "train.optimizer were adamw"), (("--data.path", "shapes/target"), "labels were"),
+    (("--train.optimizer", "sgd"), "train.optimizer then adamw, now sgd"),
+    (("--data.path", "shapes/target"), "labels then"),
 ])  # fmt: skip
 def test_what_does_not_fit_a_checkpoint_is_refused(copy, refused, flags, words):
-    assert words in refused("train", "--config", copy, "--train.resume", "true", *flags)
+    before = fingerprint(copy)
+    first = sorted((copy / "checkpoints").glob("step-*"))[0].name
+    for resume in ("true", first):
+        assert words in refused("train", "--config", copy, "--train.resume", resume, *flags)
+    assert fingerprint(copy) == before  # later checkpoints included
 
 
 def test_another_metric_chooses_best_weights_anew(copy, capsys):
+    output = resumed(copy, capsys, "--eval.metric", "overall_accuracy")  # a finished run is scored once more
+    assert "chosen anew" in output and "best overall_accuracy at step 12" in output
+    assert "chosen anew" in resumed(copy, capsys, "--data.max_eval_samples", 3)
     output = resumed(copy, capsys, "--eval.metric", "loss", "--train.max_steps", 16)
     assert "chosen anew" in output and "best loss at step 16" in output
     facts = json.loads((copy / "eval_results.json").read_text())

@@ -1,7 +1,9 @@
 """The inference path on tiny random networks of every family that gives per-pixel logits."""
 
+import copy
 import http.server
 import io
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -386,3 +388,9 @@ def test_weights_that_are_not_numbers():
         next(segmenter.model.parameters()).fill_(float("nan"))
     with pytest.raises(UserError, match="NaN"):
         segmenter(a_picture(40, 48))
+
+
+def test_a_segmenter_can_be_copied_and_sent_to_another_process():
+    segmenter, picture = Segmenter(*segformer()), a_picture(40, 48)
+    for other in (copy.deepcopy(segmenter), pickle.loads(pickle.dumps(segmenter))):
+        np.testing.assert_array_equal(other(picture).semantic_map, segmenter(picture).semantic_map)

@@ -19,7 +19,8 @@ from PIL import Image
 from hfseg.data import SegmentationData, inspect_data, load_data, write_recipe
 from hfseg.data.folders import read_folder, split_name
 from hfseg.data.images import decode_image, decode_map, look_at
-from hfseg.data.schemas import find_schema, names_from_model, scan_maps
+from hfseg.data.scan import scan_maps
+from hfseg.data.schemas import find_schema, names_from_model
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig

@@ -36,10 +36,11 @@ ROLES = {
 }
 _ROLES = {word: role for role, words in ROLES.items() for word in words.split()}
 
+CODINGS = ("_gtfine_labeltrainids", "_gtfine_labelids")  # of Cityscapes
 # Endings of a map's name beyond its image's, best first (Cityscapes has several maps per image).
 MAP_ENDINGS = (
     *("", "_mask", "_masks", "_label", "_labels", "_seg", "_segmentation", "_gt", "_annot", "_annotation"),
-    *("-mask", "-label", "-seg", ".mask", ".label", "_gtfine_labeltrainids", "_gtfine_labelids"),
+    *("-mask", "-label", "-seg", ".mask", ".label", *CODINGS),
 )
 _ONLY_IN_MAP_FOLDERS = ("_l",)  # CamVid's own names; beside the images it may mean "left"
 IMAGE_ENDINGS = ("_leftimg8bit", "_image", "_img", "_sat", "-image", ".image")
@@ -111,26 +112,33 @@ def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> t
     tree = list(_walk(str(root)))
     notes: list[str] = []
     splits: dict[str, Pairs] = {}
+    outside = False
     tables = [os.path.join(folder, name) for folder, _, names in tree for name in names if _is_metadata(name)]
     for table in tables:
-        parts = os.path.relpath(os.path.dirname(table), root).split(os.sep)
-        split = next(filter(None, map(_split_of, parts)), None)
-        for own, pairs in _read_metadata(table).items():
-            _extend(splits, (own and split_name(own)) or split or _default_split(root), pairs)
-        tree = [entry for entry in tree if not f"{entry[0]}/".startswith(os.path.dirname(table) + "/")]
+        own = os.path.dirname(table)
+        split = next(filter(None, map(_split_of, os.path.relpath(own, root).split(os.sep))), None)
+        for stated, pairs in _read_metadata(table).items():
+            _extend(splits, (stated and split_name(stated)) or split or _default_split(root), pairs)
+            outside |= any(not _is_below(path, own) for path in (*pairs.images, *pairs.maps))
+        tree = [entry for entry in tree if not _is_below(entry[0], own)]
     if tables:
         notes.append(f"pairs listed in {', '.join(os.path.relpath(table, root) for table in tables)}")
-        if not any(_is_picture(name) for _, _, names in tree for name in names):
+        if outside or not any(_is_picture(name) for _, _, names in tree for name in names):
             return splits, notes
 
+    tree = _one_coding(tree, root)
     listed = _split_lists(tree)
+    pictures = {_stem(name) for _, _, names in tree for name in names if _is_picture(name)}
+    if listed and not any(_is_listed(stem, stems) for stem in pictures for stems in listed.values()):
+        notes.append("the lists in ImageSets/Segmentation name no image that is here: passed over")
+        listed = {}
     groups: dict[tuple[str | None, tuple[str, ...]], _Group] = defaultdict(_Group)
     for folder, parts, names in tree:
         split, role, rest = _meaning(parts)
         files = groups[split, rest].files[role]
         for name in names:
             if _is_picture(name):
-                stem = unicodedata.normalize("NFC", os.path.splitext(name)[0])  # zips of macOS decompose accents
+                stem = _stem(name)
                 if not listed or split or any(_is_listed(stem, stems) for stems in listed.values()):
                     files[stem].append(os.path.join(folder, name))
 
@@ -177,10 +185,9 @@ def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> t
 
 def _walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
     """Yield (folder, its parts below the root, file names), leaving out what is hidden."""
-    stack: list[tuple[str, tuple[str, ...]]] = [(root, ())]
-    seen = {os.path.realpath(root)}
+    stack: list[tuple[str, tuple[str, ...], frozenset]] = [(root, (), frozenset([os.path.realpath(root)]))]
     while stack:
-        folder, parts = stack.pop()
+        folder, parts, above = stack.pop()
         names = []
         try:
             with os.scandir(folder) as entries:
@@ -189,9 +196,8 @@ def _walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
                         continue
                     if not entry.is_dir():
                         names.append(_readable(entry.name, folder))
-                    elif (real := os.path.realpath(entry.path)) not in seen:  # links may lead in circles
-                        seen.add(real)
-                        stack.append((entry.path, (*parts, _readable(entry.name, folder))))
+                    elif (real := os.path.realpath(entry.path)) not in above:  # links may lead in circles
+                        stack.append((entry.path, (*parts, _readable(entry.name, folder)), above | {real}))
         except OSError as error:
             raise UserError(f"{folder} cannot be read: {error.strerror}", fix="check its permissions") from error
         yield folder, parts, sorted(names)
@@ -211,6 +217,32 @@ def _is_picture(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in (*PHOTO_SUFFIXES, *ARRAY_SUFFIXES)
 
 
+def _stem(name: str) -> str:
+    """The name without its ending; zips of macOS decompose accents."""
+    return unicodedata.normalize("NFC", os.path.splitext(name)[0])
+
+
+def _is_below(path: str, folder: str) -> bool:
+    return os.path.normpath(path).startswith(os.path.normpath(folder) + os.sep) or path == folder
+
+
+def _one_coding(tree: list[tuple[str, tuple[str, ...], list[str]]], root: Path) -> list[tuple]:
+    """Of Cityscapes' two codings of the maps, train ids and ids, keep the first that every image has."""
+    bases = {ending: {_base(stem, ending) for _, _, names in tree for stem in map(_stem, names)
+                      if stem.lower().endswith(ending)} for ending in CODINGS}  # fmt: skip
+    best, other = CODINGS
+    if not bases[best] or not bases[other]:
+        return tree
+    if not bases[best] >= bases[other]:
+        best, other = other, best
+    if not bases[best] >= bases[other]:
+        lacking = ", ".join(sorted(bases[other] - bases[best])[:3])
+        raise UserError(f"{root}: some label maps are named *{best}, others *{other} ({lacking}...)",
+                        "one coding for all images", "make the missing ones")
+    return [(folder, parts, [name for name in names if not _stem(name).lower().endswith(other)])
+            for folder, parts, names in tree]
+
+
 def _split_lists(tree: list[tuple[str, tuple[str, ...], list[str]]]) -> dict[str, set[str]]:
     """Read which stems belong to which split, as Pascal VOC lists them in ImageSets/Segmentation/val.txt."""
     listed: dict[str, set[str]] = {}
@@ -220,7 +252,12 @@ def _split_lists(tree: list[tuple[str, tuple[str, ...], list[str]]]) -> dict[str
                 stem, ending = os.path.splitext(name)
                 if ending == ".txt" and _split_of(stem):
                     with open(os.path.join(folder, name), encoding="utf-8-sig", errors="replace") as file:
-                        listed[_split_of(stem)] = {line.split()[0] for line in file if line.strip()}
+                        lines = [line.strip() for line in file if line.strip()]
+                    names_listed = {word for line in lines for word in (line, line.split()[0])}
+                    listed.setdefault(_split_of(stem), set()).update(
+                        _stem(word) if _is_picture(word) else unicodedata.normalize("NFC", word)
+                        for word in names_listed
+                    )
     return listed
 
 
@@ -293,7 +330,6 @@ def _pair(images, maps, where: str, root: Path, skip: bool, notes: list[str]) ->
             if not stem.lower().endswith(VIEW_ENDINGS):
                 orphans += paths
 
-    _use_one_coding(found, where)
     pairs, lonely = Pairs(), []
     for stem in sorted(images):
         candidates = sorted(found.get(stem, ()))
@@ -329,20 +365,6 @@ def _pair(images, maps, where: str, root: Path, skip: bool, notes: list[str]) ->
         if files:
             notes.append(f"{where}: {len(files)} {text}, left out: {_some(sorted(files), root)}")
     return pairs
-
-
-def _use_one_coding(found: dict[str, list[tuple[int, str]]], where: str) -> None:
-    """Of label maps in several codings, such as Cityscapes' ids and train ids, keep the best that all images have."""
-    codings = [rank for rank, ending in enumerate(MAP_ENDINGS) if ending.startswith("_gtfine")]
-    ranks = [{rank for rank, _ in candidates if rank in codings} for candidates in found.values()]
-    if not any(ranks):
-        return
-    common = set.intersection(*ranks)
-    if not common:
-        raise UserError(f"{where}: some label maps are named *{MAP_ENDINGS[codings[0]]}, others *"
-                        f"{MAP_ENDINGS[codings[1]]}", "one coding for all images", "make the missing ones")
-    for stem, candidates in found.items():
-        found[stem] = [(rank, path) for rank, path in candidates if rank not in codings or rank == min(common)]
 
 
 def _some(paths: Sequence[str], root: Path, count: int = 5) -> str:

@@ -86,7 +86,9 @@ def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
     return _photo(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels, name)
 
 
-def decode_map(value: Any, sample: str = "", by_colour: bool = False) -> np.ndarray:
+def decode_map(
+    value: Any, sample: str = "", by_colour: bool = False, with_palette: bool = False
+) -> np.ndarray | tuple[np.ndarray, np.ndarray | None]:
     """Read a label map as the values that are stored.
 
     A palette image gives its indices, 1 bit gives 0 and 1, and a colour image whose three channels are equal
@@ -96,9 +98,11 @@ def decode_map(value: Any, sample: str = "", by_colour: bool = False) -> np.ndar
         value: As for `decode_image`.
         sample: The file or row, for messages.
         by_colour: Whether a palette image gives its colours.
+        with_palette: Whether to return the palette, too.
 
     Returns:
-        (H, W) integers, or (H, W, 3) uint8 colours.
+        (H, W) integers, or (H, W, 3) uint8 colours; with `with_palette` a tuple of these and, for a palette image,
+        (256, 3) uint8 colours, else None.
 
     Raises:
         BadSample: When it cannot be read, or is no label map.
@@ -108,9 +112,13 @@ def decode_map(value: Any, sample: str = "", by_colour: bool = False) -> np.ndar
         [7, 7, 7, 7]
     """
     name = sample or name_of(value) or "label map"
-    content = _load(value, name)
+    content, palette = _load(value, name), None
     if isinstance(content, Image.Image):
         content = _upright(content, name)
+        if content.mode == "P":
+            palette = np.zeros((256, 3), np.uint8)
+            listed = np.array(content.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
+            palette[: len(listed)] = listed
         if content.mode in ("CMYK", "YCbCr", "LAB", "HSV") or (by_colour and content.mode in ("P", "PA")):
             content = content.convert("RGB")
         array = np.asarray(content)
@@ -118,6 +126,12 @@ def decode_map(value: Any, sample: str = "", by_colour: bool = False) -> np.ndar
             array = array[..., 0]
     else:
         array = content
+    stored = _class_values(array, name)
+    return (stored, palette) if with_palette else stored
+
+
+def _class_values(array: np.ndarray, name: str) -> np.ndarray:
+    """Bring an array to (H, W) integers or (H, W, 3) colours."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     elif array.ndim == 3 and array.shape[0] == 1 and array.shape[2] not in (3, 4):
@@ -188,28 +202,6 @@ def name_of(value: Any) -> str:
     if isinstance(value, (str, os.PathLike)):
         return os.fspath(value)
     return getattr(value, "filename", "") or ""
-
-
-def palette_of(value: Any) -> dict[int, tuple[int, int, int]] | None:
-    """Tell the colours of a palette image.
-
-    Args:
-        value: As for `decode_image`.
-
-    Returns:
-        (red, green, blue) of each index that occurs, or None for an image of another kind or a broken one.
-    """
-    try:
-        content = _load(value, "", lazily=True)
-        if not isinstance(content, Image.Image) or content.mode != "P":
-            return None
-        used = np.flatnonzero(np.bincount(np.asarray(content).ravel(), minlength=256))
-        colours = np.zeros((256, 3), np.uint8)
-        listed = np.array(content.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
-        colours[: len(listed)] = listed
-    except Exception:  # reading it in earnest says what is wrong
-        return None
-    return {int(i): tuple(colours[i].tolist()) for i in used}
 
 
 def is_lossy(value: Any) -> bool:
@@ -364,6 +356,9 @@ def _load_tiff(source: str | io.BytesIO) -> Image.Image | np.ndarray:
         source.seek(0)
     image = Image.open(source)
     image.load()
+    if odd and page.photometric.name == "MINISWHITE":
+        array = np.asarray(image)
+        return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else array
     return image
 
 

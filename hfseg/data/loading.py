@@ -10,6 +10,7 @@ import atexit
 import math
 import multiprocessing
 import signal
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -324,7 +325,7 @@ def train_loader(data: TrainingSet | StreamingSet, batch_size: int, *, seed: int
     batches = EpochBatches(len(data), batch_size, seed, rank, world, start)
     if num_workers:
         common["collate_fn"], data = _collate_or_error, _ErrorsAsItems(data)
-    return DataLoader(
+    return _Loader(
         data, batch_sampler=batches, num_workers=num_workers, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_start_worker if num_workers else None, **common,
     )
@@ -394,10 +395,28 @@ def _start_worker(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-@atexit.register
+class _Loader(DataLoader):
+    """Knows its workers, to end them with the process.
+
+    At the end Python sends SIGTERM to the workers of a loader that is still referred to, and waits for them without
+    a limit. These ignore that signal.
+    """
+
+    def __iter__(self) -> Iterator[dict]:
+        before = set(multiprocessing.active_children())
+        iterator = super().__iter__()
+        _WORKERS.update(set(multiprocessing.active_children()) - before)
+        atexit.unregister(_end_workers)
+        atexit.register(_end_workers)
+        return iterator
+
+
+_WORKERS: weakref.WeakSet = weakref.WeakSet()
+
+
 def _end_workers() -> None:
-    # At the end Python sends SIGTERM to the workers of a loader that is still referred to, and waits for them without
-    # a limit. They ignore that signal.
-    for child in multiprocessing.active_children():
-        if child.daemon:
-            child.kill()
+    left = [worker for worker in _WORKERS if worker.is_alive()]
+    if left:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler takes a killed worker for an error
+    for worker in left:
+        worker.kill()

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from hfseg.data.images import decode_map, is_lossy, palette_of
-from hfseg.errors import BadSample, UserError
-from hfseg.labels import RGB, LabelSchema
+from hfseg.data.scan import Scan
+from hfseg.errors import UserError
+from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
 from hfseg.remap import hex_colour
 
 FILES = ("labels.json", "classes.json", "id2label.json", "classes.txt")
-MAX_MAPS, MAX_PIXELS = 64, 50_000_000  # what a scan looks at, at most
 MAX_COLOURS, MAX_VALUES = 64, 1024
 
 Declared = dict[str, Any]  # arguments of LabelSchema.from_names, or {"schema": a complete one}
@@ -115,115 +109,6 @@ def _whole(value: Any, what: str) -> int:
     return int(value)
 
 
-@dataclass
-class Scan:
-    """What a sample of the label maps holds.
-
-    Args:
-        counts: Pixels by stored value (red << 16 | green << 8 | blue where `rgb`).
-        maps: For each map that was read, its place in the sample and its distinct values as a map of one row.
-        looked: How many maps were read.
-        total: How many there are, None for a stream.
-        coloured: How many of them are colour images.
-        lossy: Whether any is a JPEG, or another format that changes values.
-        by_colour: Whether palette images were read by their colours.
-        instance_like: Whether each map numbers its objects 1 to n, n differing from map to map.
-    """
-
-    counts: Counter = field(default_factory=Counter)
-    maps: list[tuple[int, np.ndarray]] = field(default_factory=list)
-    looked: int = 0
-    total: int | None = None
-    coloured: int = 0
-    lossy: bool = False
-    instance_like: bool = False
-    by_colour: bool = False
-
-    @property
-    def rgb(self) -> bool:
-        """Whether any map is a colour image; a grey one among them is a colour image, too."""
-        return self.coloured > 0 or self.by_colour
-
-    @property
-    def two_ended(self) -> bool:
-        """Whether nearly all pixels are dark or bright: what is left of a map of two values after lossy compression."""
-        levels = Counter()
-        for value, count in self.counts.items():
-            levels[max(value >> 16, value >> 8 & 255, value & 255) if self.rgb else value] += count
-        ends = sum(count for value, count in levels.items() if value < 64 or value > 191)
-        return max(levels, default=0) >= 240 and ends >= 0.95 * levels.total()
-
-    def __str__(self) -> str:
-        of = "" if self.total is None or self.total == self.looked else f" of {self.total}"
-        return f"the {self.looked}{of} maps looked at" if self.looked != 1 else f"the one map{of} looked at"
-
-
-def scan_maps(values: Iterable[Any], total: int | None = None, *, limit: int = MAX_MAPS,
-              palette: Sequence[Sequence[int]] = (), by_colour: bool | None = None) -> Scan:
-    """Count the stored values of some label maps; those that cannot be read are passed over.
-
-    Args:
-        values: Maps, as `decode_map` takes them.
-        total: How many maps the data has.
-        limit: How many to read.
-        palette: The declared colours, in the order of the stored values.
-        by_colour: Whether to read palette images by their colours; None to find out.
-
-    Returns:
-        The scan.
-    """
-    values = list(itertools.islice(values, limit))
-    if by_colour is None:
-        by_colour = _colours_count([palette_of(value) for value in values], [tuple(colour) for colour in palette])
-    scan, pixels, tops, counted = Scan(total=total, by_colour=by_colour), 0, [], []
-    for place, value in enumerate(values):
-        if pixels >= MAX_PIXELS * limit / MAX_MAPS:
-            break
-        try:
-            stored = decode_map(value, by_colour=by_colour)
-        except BadSample:
-            continue
-        scan.looked += 1
-        pixels += stored.shape[0] * stored.shape[1]
-        scan.lossy |= is_lossy(value)
-        rgb = stored.ndim == 3
-        scan.coloured += rgb
-        found, counts = _distinct(stored @ RGB if rgb else stored)
-        counted.append((rgb, found.tolist(), counts.tolist()))
-        tops.append((int(found[-1]), int((found > 0).sum())))
-        row = np.stack([found >> 16, found >> 8 & 255, found & 255], -1).astype(np.uint8) if rgb else found
-        scan.maps.append((place, row[None]))
-    for rgb, found, counts in counted:
-        for value, count in zip(found, counts, strict=True):
-            scan.counts[value * 0x010101 if scan.rgb and not rgb else value] += count
-    most = max((top for top, _ in tops), default=0)
-    scan.instance_like = most > 20 and len(set(tops)) > 1 and all(top == distinct for top, distinct in tops)
-    return scan
-
-
-def _colours_count(palettes: list[dict | None], declared: list[tuple]) -> bool:
-    """Tell whether palette images carry their classes in the colours, since an index is not the same in each.
-
-    With declared colours: the images use these and no others, but at other indices.
-    """
-    if not palettes or None in palettes:
-        return False
-    if declared:
-        known = all(colour in declared for used in palettes for colour in used.values())
-        return known and any(declared[i : i + 1] != [colour] for used in palettes for i, colour in used.items())
-    first: dict[int, tuple] = {}
-    return any(first.setdefault(i, colour) != colour for used in palettes for i, colour in used.items())
-
-
-def _distinct(stored: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Count values; for bytes much faster than np.unique, which sorts."""
-    if stored.dtype != np.uint8:
-        return np.unique(stored, return_counts=True)
-    counts = np.bincount(stored.ravel(), minlength=256)
-    found = np.flatnonzero(counts)
-    return found, counts[found]
-
-
 def find_schema(declared: Declared, labels: LabelsConfig, scan: Scan) -> tuple[LabelSchema, list[str]]:
     """Decide what the stored values mean: the recipe first, then what is declared, then what the maps hold.
 
@@ -278,6 +163,9 @@ def _choose(chosen: Declared, labels: LabelsConfig, scan: Scan, notes: list[str]
     rgb = scan.by_colour or (scan.rgb and not misplaced)
     if scan.by_colour:
         notes.append("labels: an index of the palette images is not the same colour everywhere: read by their colours")
+    elif scan.palettes_differ:
+        notes.append("labels: an index of the palette images is not the same colour everywhere: read by index; if the "
+                     "colours are right, give data.labels.palette")
     chosen |= {"reduce_labels": labels.reduce_labels, "binary": labels.binary, "rgb": rgb}
     if labels.binary or labels.reduce_labels:
         chosen.pop("values", None)
@@ -310,9 +198,10 @@ def _choose(chosen: Declared, labels: LabelsConfig, scan: Scan, notes: list[str]
             "save the maps as PNG, from what they were made from",
         )
     if chosen["binary"]:
-        if scan.lossy and scan.two_ended:
-            chosen["threshold"] = 128
-            notes.append("labels: the maps are JPEGs, whose values are inexact: assumed binary, split at 128")
+        if scan.lossy:
+            chosen["threshold"] = 128 if scan.brightest >= 240 else max(1, scan.brightest // 2)
+            notes.append("labels: the maps are JPEGs, whose values are inexact: "
+                         f"{'' if labels.binary else 'assumed '}binary, split at {chosen['threshold']}")
         if names is not None and len(names) > 2:
             raise UserError(
                 f"binary labels, but {len(names)} names are declared ({', '.join(names[:5])}...)", "two names"
@@ -326,6 +215,9 @@ def _choose(chosen: Declared, labels: LabelsConfig, scan: Scan, notes: list[str]
         chosen.setdefault("origin", "the palette")
     elif names is None:
         _choose_values(chosen, values, scan, notes)
+    classes = chosen.get("values") or range(len(chosen["names"]))
+    if 255 in scan.counts and not chosen["binary"] and not rgb and 255 not in classes:
+        chosen.setdefault("ignore_index", 255)  # seen, and not only foreseen
     return chosen
 
 

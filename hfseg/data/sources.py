@@ -16,15 +16,8 @@ import numpy as np
 from hfseg.data.folders import split_name
 from hfseg.data.images import Sample, decode_map, look_at, name_of, read_row
 from hfseg.data.readers import find_beside, find_on_hub, read_hub, read_local, read_shapes
-from hfseg.data.schemas import (
-    MAX_MAPS,
-    Scan,
-    find_schema,
-    names_from_features,
-    names_from_model,
-    read_declared,
-    scan_maps,
-)
+from hfseg.data.scan import MAX_MAPS, Scan, scan_maps
+from hfseg.data.schemas import find_schema, names_from_features, names_from_model, read_declared
 from hfseg.errors import BadSample, UserError, one_of
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
@@ -237,19 +230,27 @@ def load_data(
 
     sample, total = _sample_maps(splits, seed, max_scanned)
     declared = declared or names_from_features(features)
-    if not declared and fallback and not (isinstance(labels, LabelSchema) or labels.given):
-        declared = {"schema": fallback}
-        notes.append("labels: nothing in the data says what its values mean: read as those the model was trained on")
     known = labels if isinstance(labels, LabelSchema) else declared.get("schema")
+    named = bool(not known and (labels.names or declared.get("names")))
     palette = () if known else labels.palette or declared.get("palette") or ()
-    scan = scan_maps((value for _, value in sample()), total, limit=max_scanned, palette=palette,
+    scan = scan_maps((value for _, value in sample()), total, limit=max_scanned, named=named, palette=palette,
                      by_colour=known.rgb if known else None)
     if not scan.looked:
         _raise_first(sample)
     if isinstance(labels, LabelSchema):
         schema = labels
     else:
-        schema, more = find_schema(declared or names_from_model(model_names, scan), labels, scan)
+        silent = fallback is not None and not declared and not labels.given
+        schema, more = None, []
+        try:
+            schema, more = find_schema(declared or names_from_model(model_names, scan), labels, scan)
+        except UserError:
+            if not silent:
+                raise
+        if silent and (schema is None or fallback.covers(schema)):
+            schema, more = find_schema({"schema": fallback}, labels, scan)
+            more.insert(0, "labels: nothing in the data says what its values mean: read as those the model was "
+                        "trained on")
         notes += more
     if not skip:
         _refuse_unknown(schema, scan, sample)
@@ -394,7 +395,11 @@ def _hold_out(data: SegmentationData | StreamingSegmentationData, fraction: floa
         if not length:  # not known: short ones are counted
             length = sum(1 for _ in rows.take(STREAM_VALIDATION + 1))
             length = None if length > STREAM_VALIDATION else length
-        count = max(1, round(fraction * length)) if length else STREAM_VALIDATION
+        if length == 1:
+            data.notes.append("one image, from which no validation split can be made")
+            data.validation = None
+            return
+        count = min(max(1, round(fraction * length)), length - 1) if length else STREAM_VALIDATION
         data["validation"], data["train"] = rows.take(count), rows.skip(count)
         data.notes.append(f"no validation split: the first {count} rows of the stream are held out for it")
     elif len(rows) < 2:

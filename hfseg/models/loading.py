@@ -42,6 +42,8 @@ _MIT = {
 }
 # What a family needs beyond the defaults of transformers.
 _DEFAULTS = {"beit": {"out_indices": [3, 5, 7, 11]}}
+_DERIVED = {"out_features", "out_indices", "stage_names"}
+_DEPTH = {"num_hidden_layers", "depths", *_DERIVED}
 KNOWN_CONFIGS = {
     f"nvidia/mit-{size}": {"hidden_sizes": widths, "depths": depths, "decoder_hidden_size": decoder}
     for size, (widths, depths, decoder) in _MIT.items()
@@ -291,10 +293,13 @@ def _load_config(name: str, source: str, weights: str, overrides: dict, hub: dic
         for key in overrides:
             one_of(key, fields, f"field of model.config for {config.model_type}")
         # Derived from each other and from the depth: what the user did not name follows from what they did.
-        for key in {"out_features", "out_indices", "stage_names"} - set(overrides):
-            fields.pop(key, None)
+        if _DEPTH & set(overrides):
+            for key in _DERIVED - set(overrides):
+                fields.pop(key, None)
+            if source in CONFIG_MAPPING:
+                fields = {**_DEFAULTS.get(source, {}), **fields}
         with _config_errors(name):
-            config = type(config).from_dict({**_DEFAULTS.get(config.model_type, {}), **fields, **overrides})
+            config = type(config).from_dict({**fields, **overrides})
     names = getattr(config, "id2label", None) or {}
     if sorted(names) != list(range(len(names))):
         raise UserError(f"{name} names the classes {', '.join(map(str, sorted(names)[:20]))} in config.id2label",
