@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import glob
 import json
-import os
 import sys
 import tempfile
-from collections import Counter
 from pathlib import Path
 
 from hfseg.errors import BadSample, UnknownValues, UserError, one_of
-
-RESULT_ENDINGS = ("_semantic_map", "_overlay", "_segment_map")  # of the pictures that `hfseg predict` writes
-MOST_BYTES = 120  # of a result's stem: file systems take 255 for a name
 
 HELP = """\
 usage: hfseg COMMAND ...
@@ -148,27 +142,16 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument("--revision", help="of a model on the hub")
     options = parser.parse_args(arguments)
+    output = Path(options.output).expanduser()
+    make_room(output / "map.png")
+    from hfseg.prediction import find_images, predict_files
+
     files = find_images(options.inputs)
-    make_room(Path(options.output) / "map.png")
-    from tqdm import tqdm
-
-    from hfseg.segmenter import Segmenter
-
-    segmenter = Segmenter.from_pretrained(options.model, revision=options.revision)
-    output, bad = Path(options.output).expanduser(), []
-    stems = unique_stems(files)
-    protect(output, stems, files)
-    for file, stem in tqdm(list(zip(files, stems)), desc="predicting", unit="img", leave=False):
-        try:
-            result = segmenter(file)
-        except BadSample as error:
-            bad.append(error)
-            tqdm.write(str(error), file=sys.stderr)
-            continue
-        result.save(output, stem=stem, source=os.fsencode(file).decode(errors="replace"))
-    print(f"{len(files) - len(bad)} of {len(files)} images written to {output}")
-    if bad:
-        raise UserError(f"{len(bad)} of {len(files)} images could not be read", fix="see the messages above")
+    written = predict_files(options.model, files, output, options.revision)
+    print(f"{written} of {len(files)} images written to {output}")
+    if written < len(files):
+        raise UserError(f"{len(files) - written} of {len(files)} images could not be read",
+                        fix="see the messages above")
 
 
 def quickstart(arguments: list[str]) -> None:
@@ -343,107 +326,3 @@ def make_room(file: Path) -> None:
                         "choose another --output") from error
 
 
-def find_images(inputs: list[str]) -> list[Path]:
-    """Returns the image files that inputs stand for.
-
-    Args:
-        inputs: Files, folders (searched whole) and globs.
-
-    Returns:
-        Files in order, each once.
-
-    Raises:
-        UserError: When an input stands for none.
-    """
-    from hfseg.data.images import ARRAY_SUFFIXES, PHOTO_SUFFIXES
-
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text).expanduser()
-        if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*")
-                if file.suffix.lower() in (*PHOTO_SUFFIXES, *ARRAY_SUFFIXES) and file.is_file()
-                and not any(part.startswith(".") for part in file.relative_to(path).parts) and not is_result(file)
-            )  # fmt: skip
-        elif path.is_file():
-            files = [path]
-        else:
-            files = sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
-            files = [file for file in files if not is_result(file)]
-        if not files:
-            raise UserError(f"no image found at {text}", "an image, a folder with images, or a glob")
-        found.update(dict.fromkeys(files))
-    return list(found)
-
-
-def is_result(file: Path) -> bool:
-    """Returns whether `hfseg predict` wrote this picture.
-
-    Args:
-        file: A file.
-
-    Returns:
-        True where it is named like a result and its segments.json lies beside it.
-    """
-    stem = next((file.stem.removesuffix(e) for e in RESULT_ENDINGS if file.stem.endswith(e)), None)
-    return stem is not None and file.suffix == ".png" and is_own(file.with_name(f"{stem}_segments.json"))
-
-
-def is_own(file: Path) -> bool:
-    """Returns whether `hfseg predict` wrote this segments.json.
-
-    Args:
-        file: A file, or none.
-
-    Returns:
-        True where it holds what a result holds.
-    """
-    try:
-        return {"width", "height", "id2label", "areas"} <= set(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def protect(output: Path, stems: list[str], inputs: list[Path]) -> None:
-    """Makes sure that no result replaces an input, or a file that is no earlier result.
-
-    Args:
-        output: The folder of the results.
-        stems: Of their names.
-        inputs: The images.
-
-    Raises:
-        UserError: When one would.
-    """
-    own = {file.resolve() for file in inputs}
-    for stem in stems:
-        segments = output / f"{stem}_segments.json"
-        for file in (segments, *(output / f"{stem}{ending}.png" for ending in RESULT_ENDINGS)):
-            if file.resolve() in own or (file.exists() and not is_own(segments)):
-                raise UserError(f"{file} exists already, and would be replaced by a result", "a folder without it",
-                                "choose another --output")
-
-
-def unique_stems(files: list[Path]) -> list[str]:
-    """Returns a name for each file's results; files of one name get their folder's or a number.
-
-    Args:
-        files: The inputs.
-
-    Returns:
-        Different names, in order.
-
-    Example:
-        >>> unique_stems([Path("a/x.png"), Path("b/x.png"), Path("b/y.png")])
-        ['a_x', 'b_x', 'y']
-    """
-    stems = [os.fsencode(file.stem)[:MOST_BYTES].decode(errors="ignore") for file in files]
-    times = Counter(stems)
-    names = [f"{file.parent.name}_{stem}" if times[stem] > 1 else stem for file, stem in zip(files, stems)]
-    taken: set[str] = set()
-    for number in range(len(names)):
-        while names[number] in taken:
-            names[number] += f"_{number}"
-        taken.add(names[number])
-    return names

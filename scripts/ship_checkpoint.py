@@ -13,7 +13,7 @@ from pathlib import Path
 
 import hfseg
 from hfseg.hub.card import without_paths, write_card
-from hfseg.models.loading import SHIPPED
+from hfseg.models.configs import SHIPPED
 from hfseg.recipe import to_yaml
 
 

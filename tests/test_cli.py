@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hfseg.cli import COMMANDS, find_images, main, unique_stems
+from hfseg.cli import COMMANDS, main
 from hfseg.errors import UserError
+from hfseg.prediction import find_images, unique_stems
 from hfseg.recipe_reading import field_names, load_recipe
 from runs import TINY, environment
 

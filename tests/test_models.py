@@ -179,7 +179,7 @@ def test_no_network_says_that_a_local_path_or_random_weights_work():
 
 def test_the_shipped_checkpoint_is_small_and_loads_with_transformers_alone(tmp_path):
     """In a process where hfseg cannot be imported, and with the same outputs."""
-    from hfseg.models.loading import SHIPPED
+    from hfseg.models.configs import SHIPPED
 
     folder = SHIPPED / "shapes-segformer"
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 5e6

@@ -1,0 +1,129 @@
+"""Where a model's name leads, and the configuration that lies there."""
+
+from __future__ import annotations
+
+import difflib
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+from transformers import AutoConfig, SegformerConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from hfseg.errors import UserError, one_of
+from hfseg.models.families import FAMILIES
+from hfseg.remap import unique
+
+SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
+# Configurations of the Mix Transformers, so that `--model.weights random` needs no network.
+_MIT = {
+    "b0": ([32, 64, 160, 256], [2, 2, 2, 2], 256),
+    "b1": ([64, 128, 320, 512], [2, 2, 2, 2], 256),
+    "b2": ([64, 128, 320, 512], [3, 4, 6, 3], 768),
+    "b3": ([64, 128, 320, 512], [3, 4, 18, 3], 768),
+    "b4": ([64, 128, 320, 512], [3, 8, 27, 3], 768),
+    "b5": ([64, 128, 320, 512], [3, 6, 40, 3], 768),
+}
+# What a family needs beyond the defaults of transformers.
+_DEFAULTS = {"beit": {"out_indices": [3, 5, 7, 11]}}
+_DERIVED = {"out_features", "out_indices", "stage_names"}
+_DEPTH = {"num_hidden_layers", "depths", *_DERIVED}
+KNOWN_CONFIGS = {
+    f"nvidia/mit-{size}": {"hidden_sizes": widths, "depths": depths, "decoder_hidden_size": decoder}
+    for size, (widths, depths, decoder) in _MIT.items()
+}
+
+
+def resolve_name(name: str) -> str:
+    """Returns where a model name lies: the shipped folder, the local folder, or the name itself.
+
+    Args:
+        name: What the user gave.
+
+    Returns:
+        A path for shipped and local models, else `name`.
+
+    Raises:
+        UserError: When it looks like a path and nothing is there.
+    """
+    if name.startswith("hfseg/"):
+        folder = SHIPPED / name.removeprefix("hfseg/")
+        if folder.is_dir():
+            return str(folder)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} holds no config.json", "a folder written by save_pretrained or hfseg train")
+        return str(path)
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1:
+        raise UserError(f"there is no folder {name}", "a folder with config.json, or a hub id user/name")
+    return name
+
+
+@contextmanager
+def readable_errors(name: str):
+    """Turns what transformers and the hub raise for a missing or wrong repository into one message."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # the hub's and network's are OSErrors
+        text = str(error).strip().splitlines()
+        first = text[0] if text else type(error).__name__
+        if Path(name).is_dir() and "safetensors" in text and any(Path(name).glob("*.bin")):
+            raise UserError(f"{name} has its weights in pickled files (.bin), which can run code when they are read",
+                            "model.safetensors", "if you trust them: python -c 'from transformers import "
+                            f"AutoModelForSemanticSegmentation as M; M.from_pretrained(\"{name}\", "
+                            f"use_safetensors=False).save_pretrained(\"{name}\")'") from error
+        if Path(name).is_dir():
+            raise UserError(f"cannot load {name}: {first[:300]}", "a folder that save_pretrained wrote whole",
+                            "copy or train it again") from error
+        near = difflib.get_close_matches(name, [*FAMILIES, *KNOWN_CONFIGS, "hfseg/shapes-segformer"], n=1, cutoff=0.8)
+        if near and near[0] != name:
+            raise UserError(f"cannot load {name}: {first[:300]}", fix=f"did you mean {near[0]}?") from error
+        raise UserError(
+            f"cannot load {name}: {first[:300]}",
+            "a hub id that this machine can reach or has cached, a local folder, or a model type",
+            "check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT matter), pass a local folder, or train "
+            "from scratch with --model.weights random",
+        ) from error
+
+
+def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict):
+    if source in CONFIG_MAPPING and source in FAMILIES:
+        config = CONFIG_MAPPING[source](**_DEFAULTS.get(source, {}))
+    elif weights == "random" and source in KNOWN_CONFIGS:
+        config = SegformerConfig(**KNOWN_CONFIGS[source])
+    else:
+        with readable_errors(name):
+            config = AutoConfig.from_pretrained(source, **hub)
+    if overrides:
+        fields = config.to_dict()
+        for key in overrides:
+            one_of(key, fields, f"field of model.config for {config.model_type}")
+        # Derived from each other and from the depth: what the user did not name follows from what they did.
+        if _DEPTH & set(overrides):
+            for key in _DERIVED - set(overrides):
+                fields.pop(key, None)
+            if source in CONFIG_MAPPING:
+                fields = {**_DEFAULTS.get(source, {}), **fields}
+        with config_errors(name):
+            config = type(config).from_dict({**fields, **overrides})
+    names = getattr(config, "id2label", None) or {}
+    if sorted(names) != list(range(len(names))):
+        raise UserError(f"{name} names the classes {', '.join(map(str, sorted(names)[:20]))} in config.id2label",
+                        f"the ids 0 to {len(names) - 1}", "mend id2label and label2id in its config.json")
+    config.id2label = dict(enumerate(unique(str(names[i]) for i in range(len(names)))))
+    config.label2id = {label: i for i, label in config.id2label.items()}
+    return config
+
+
+@contextmanager
+def config_errors(name: str):
+    """Turns what a network raises for a configuration that cannot be built into one message."""
+    try:
+        yield
+    except Exception as error:  # whatever the network's own code meets
+        raise UserError(f"{name} cannot be built with this model.config: {type(error).__name__}: "
+                        f"{' '.join(str(error).split())[:300]}", "a configuration that transformers can build",
+                        "mend the model.config overrides, or leave them out") from error
