@@ -24,11 +24,12 @@ def draw_learning_curve(log: str | Path, path: str | Path) -> None:
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     left.plot([line["step"] for line in train], [line["loss"] for line in train], color=COLOURS[0], lw=1,
-              label="training loss")
+              marker="o" if len(train) == 1 else None, ms=3, label="training loss")
     left.plot([line["step"] for line in evals], [line["eval"]["loss"] for line in evals], color=COLOURS[1], marker="o",
               ms=3, label="validation loss")
     rate = left.twinx()
-    rate.plot([line["step"] for line in train], [line["learning_rate"] for line in train], color="#adb5bd", lw=1)
+    rate.plot([line["step"] for line in train], [line["learning_rate"] for line in train], color="#adb5bd", lw=1,
+              marker="o" if len(train) == 1 else None, ms=3)
     rate.set_ylabel("learning rate", color="#868e96")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     left.set_xlabel("step")

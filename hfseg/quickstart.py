@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -68,8 +69,8 @@ def run_quickstart(output_dir: str = "runs/quickstart", compare: bool = False, o
 
 Next:
   hfseg init YOUR_DATA > recipe.yaml && hfseg train --config recipe.yaml
-  hfseg predict {folder} YOUR_IMAGES --output out
-  hfseg evaluate {folder} --data shapes/target""")
+  hfseg predict {shlex.quote(str(folder))} YOUR_IMAGES --output out
+  hfseg evaluate {shlex.quote(str(folder))} --data shapes/target""")
     return scores
 
 

@@ -101,7 +101,10 @@ def find_config(config: str | Path) -> Path:
         return path / "recipe.yaml"
     if path.is_file():
         return path
-    if path.suffix in (".yaml", ".yml") and len(path.parts) > 1:
+    if path.is_dir():
+        raise UserError(f"{config} is a folder without recipe.yaml", "a recipe or a run",
+                        f"if it is data: --data.path {config}, or hfseg init {config} > recipe.yaml")
+    if path.suffix in (".yaml", ".yml"):
         raise UserError(f"there is no recipe {config}", "a YAML file, or a shipped name: "
                         + ", ".join(shipped_recipes()))
     return shipped_recipes()[one_of(path.stem if path.suffix else str(config), shipped_recipes(), "recipe")]
@@ -232,6 +235,10 @@ def _as_user_error(message: str) -> UserError:
     if unknown:
         name = next(group for group in unknown.groups() if group)
         return UserError(message.splitlines()[0]) if name in field_names() else _unknown_field(name)
+    loose = re.search(r"[Uu]nrecognized arguments: ([^-\s]\S*)", message)
+    if loose:
+        return UserError(f"{loose[1]} stands alone", "--config RECIPE and --section.field value",
+                         f"--config {loose[1]}, if it is a recipe; `hfseg train --help` lists every field")
     text = " ".join(message.split()).replace("typing.", "")
     text = re.sub(r"<class '(?:NoneType|(\w+))'>", lambda kind: kind[1] or "nothing", text)
     wrong = re.search(r"[Pp]arser key \"([\w.]+)\": .*(?:Got|Given) value: (.*)", text)
@@ -249,6 +256,8 @@ def _as_user_error(message: str) -> UserError:
 def _unknown_field(name: str, where: str = "") -> UserError:
     names = field_names()
     last = name.rsplit(".", 1)[-1]
+    if difflib.get_close_matches(name, ["config", "debug", "help"], n=1, cutoff=0.75):
+        names = ["config", "debug", "help"]
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [n for n in names if n.rsplit(".", 1)[-1] == last]
     return UserError(f"{where}the recipe has no field {name!r}", "the fields that `hfseg train --help` lists",
                      f"did you mean {near[0]}?" if near else None)

@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from hfseg.errors import UserError
@@ -35,6 +36,7 @@ class RunDirectory:
     def __init__(self, path: str | Path):
         self.path = Path(path).expanduser()
         self._lock: int | None = None
+        self._made, self._owner = False, os.getpid()
 
     def claim(self, resume: bool | str = False) -> None:
         """Makes the folder, or makes sure that nothing in it can be lost; no other process can claim it until
@@ -74,6 +76,7 @@ class RunDirectory:
 
     def _acquire(self) -> None:
         try:
+            self._made = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path, os.O_RDONLY)
         except OSError as error:
@@ -89,10 +92,13 @@ class RunDirectory:
         os.register_at_fork(after_in_child=self.release)  # a worker that outlives a killed run must not hold it
 
     def release(self) -> None:
-        """Lets other processes claim the folder."""
+        """Lets other processes claim the folder, and removes it if this one made it and nothing came of it."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+            if self._made and os.getpid() == self._owner:
+                with suppress(OSError):
+                    self.path.rmdir()
 
     def _unwritable(self, error: OSError) -> UserError:
         return UserError(f"output_dir {self.path} cannot be written: {error.strerror}", "a writable folder",

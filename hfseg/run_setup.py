@@ -56,7 +56,7 @@ def start_accelerator(recipe: Recipe) -> Accelerator:
     missing = [name for name in recipe.train.trackers if name not in started]
     if missing:
         raise UserError(f"the tracker {', '.join(missing)} is not installed",
-                        fix=f"pip install {' '.join(missing)}, or pip install 'hfseg[tracking]'")
+                        fix=f"pip install {' '.join(missing)}")
     if str(accelerator.distributed_type.value) not in ("NO", "MULTI_GPU", "MULTI_CPU"):
         raise UserError(f"hfseg does not train under {accelerator.distributed_type.value} yet",
                         "one process, or data parallel on CPUs or GPUs")

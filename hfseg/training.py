@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 import time
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -188,6 +189,12 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                 raise UserError(f"checkpoint {found} does not fit the recipe: {name} then {then}, now {now}",
                                 "the labels and the optimizer of the run that wrote it",
                                 f"a new run can start from the weights: --model.name {run.path} --output_dir NEW")
+        origin = found.parent.parent / RECIPE
+        was = load_recipe(str(origin)).model if origin.is_file() else recipe.model
+        if (was.name, was.weights, was.revision) != (recipe.model.name, recipe.model.weights, recipe.model.revision):
+            raise UserError(f"checkpoint {found} does not fit the recipe: it began as model {was.name} "
+                            f"({was.weights}), and the recipe says {recipe.model.name} ({recipe.model.weights})",
+                            "the model section of the run that wrote it", "leave the --model flags out")
         for group, now in zip(optimizer.param_groups, settings, strict=True):  # what the recipe says now, holds
             group.update(now)
         if progress.measure != measure:
@@ -206,7 +213,6 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         checkpoints.remove_after(found)
     if main:
         run.cut_log(progress.step, progress.evaluated_step) if found else run.clear()
-        run.write(RECIPE, to_yaml(replace(recipe, train=replace(config, resume=False))))
 
     # Batches: from the first one that this state has not seen.
     accumulation, batch_size = config.gradient_accumulation_steps, config.per_device_train_batch_size
@@ -225,6 +231,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         batches_per_epoch = math.ceil(len(data[data.train]) / (batch_size * world))
         training_set = TrainingSet(data[data.train], schema, prepare, channels, recipe.data.on_bad_sample)
     total, eval_every, save_every = step_counts(recipe, batches_per_epoch)
+    if main and found and progress.step >= total and progress.evaluated_step == progress.step:
+        say(f"nothing left to train: the checkpoint is at step {progress.step} of {total}")
+    elif main:
+        run.write(RECIPE, to_yaml(replace(recipe, train=replace(config, resume=False))))
     steps_per_epoch = batches_per_epoch and batches_per_epoch / accumulation
     say(f"{total} steps of {batch_size * accumulation * world} images"
         + (f", {steps_per_epoch:g} an epoch" if steps_per_epoch else "") + f"; evaluated every {eval_every}")
@@ -380,8 +390,9 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         write_card(run.path)
         if recipe.hub.push_to_hub:
             say(f"pushed: {push_run(run.path, recipe.hub.repo_id, recipe.hub.private)}")
+        where = shlex.quote(str(run.path))
         say(f"best {recipe.eval.metric} at step {progress.best_step}. It all lies in {run.path}; next:\n"
-            f"  hfseg predict {run.path} IMAGES --output out\n  hfseg evaluate {run.path} --data DATA")
+            f"  hfseg predict {where} IMAGES --output out\n  hfseg evaluate {where} --data DATA")
     accelerator.wait_for_everyone()
     accelerator.end_training()
     return run.read_json(RESULTS)

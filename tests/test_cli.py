@@ -560,3 +560,37 @@ def test_predict_leaves_a_users_json_alone_and_takes_any_name(hfseg, refused, ru
     Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "b.png")
     (tmp_path / "b_segments.json").write_text('{"mine": 1}')
     assert "b_segments.json" in refused("predict", run, tmp_path / "b.png", "--output", tmp_path)
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (("train", "--confg", "r.yaml"), "did you mean config"), (("train", "r.yaml"), "--config r.yaml"),
+    (("train", "--config", "nope.yaml"), "there is no recipe nope.yaml"),
+    (("train", "--config", "crackforest"), "--data.path PATH"),
+    (("predict", "runs/nope", "x.png", "--output", "o"), "no folder here"),
+    (("predict", "segformer", "x.png", "--output", "o"), "kind of network"),
+    (("train", "--model.name", "nvdia/foo", "--model.weights", "random"), "--model.name segformer"),
+])  # fmt: skip
+def test_first_mistakes(refused, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save("x.png")
+    message = refused(*arguments)
+    assert words in message and "weights random" not in message.split("to mend")[-1]
+
+
+def test_init_without_a_training_split(hfseg, tmp_path):
+    write_folder(tmp_path / "d", splits=("val",))
+    status, output, _ = hfseg("init", tmp_path / "d")
+    assert status == 0 and "There is no training split here, only validation" in output
+
+
+def test_a_card_with_names_that_need_care(hfseg, tmp_path):
+    from huggingface_hub import ModelCard
+
+    data = write_folder(tmp_path / "my_data & more", count=1)
+    for role in ("images", "masks"):
+        (data / "val" / role / "p0.png").rename(data / "val" / role / "a b#1?.png")
+    assert hfseg(*train(data, tmp_path / "my_run"))[0] == 0
+    card = ModelCard.load(tmp_path / "my_run/README.md")
+    result = card.data.eval_results[0]
+    assert card.data.model_name == "my_run" and result.dataset_name == "my_data & more"
+    assert "on `my_data & more` by" in card.content and "(samples/00_a%20b%231%3F.png)" in card.content

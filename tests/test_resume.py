@@ -230,3 +230,20 @@ def test_a_disk_that_is_full(tmp_path, refused, monkeypatch):
 
     monkeypatch.setattr(Accelerator, "save_state", full)
     assert "make room" in refused("train", *SMALL_RUN, "--output_dir", tmp_path / "run")
+
+
+def test_with_nothing_left_to_train_the_recipe_stays_what_ran(copy, capsys):
+    before = (copy / "recipe.yaml").read_bytes()
+    output = resumed(copy, capsys, "--train.max_steps", 4, "--loss.terms", "{dice: 1.0}")
+    assert "nothing left to train" in output
+    assert (copy / "recipe.yaml").read_bytes() == before and "dice: 1.0" not in (copy / "README.md").read_text()
+
+
+def test_a_run_keeps_its_model(copy, refused):
+    assert "it began as model segformer" in refused(
+        "train", "--config", copy, "--train.resume", "true", "--model.weights", "random")
+
+
+def test_a_refused_run_leaves_no_empty_folder(tmp_path, refused):
+    refused("train", "--config", "crackforest", "--output_dir", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -223,6 +223,12 @@ def write_recipe(report: Report, path: str | Path, given: DataConfig | None = No
         epochs = int(np.clip(round(STEPS * batch / count), 10, 300))
         steps = epochs * -(-count // batch)
         lines.append(f"  # {count} training images: {epochs} epochs are {steps} steps of {batch} images.")
+    elif report.train is None:
+        epochs = 20
+        lines[0:0] = [
+            f"# There is no training split here, only {', '.join(report.splits)}: before this recipe can train, add",
+            "# train/ beside it, or set data.train_split.",
+        ]
     else:
         epochs = 20
         lines.append("  # How many training images there are is not known: watch the validation score.")

@@ -139,7 +139,8 @@ def read_hub(path: str, name: str | None, revision: str | None, streaming: bool)
         UserError: When it cannot be loaded.
     """
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path) or path.startswith("."):
-        raise UserError(f"{path} does not exist", "a folder, a hub id such as user/name, or shapes", _near(path))
+        raise UserError(f"{path} does not exist", "a folder, a hub id such as user/name, or shapes",
+                        _near(path))
     try:
         _check_hub(path, revision)
         loaded = datasets.load_dataset(path, name, revision=revision, streaming=streaming)
@@ -179,7 +180,9 @@ def _near(path: str) -> str:
         near = difflib.get_close_matches(target.name, os.listdir(target.parent), n=3)
     except OSError:
         return f"{target.parent} does not exist either: check the path"
-    return f"did you mean {' or '.join(str(target.parent / name) for name in near)}?" if near else "check the path"
+    if near:
+        return f"did you mean {' or '.join(str(target.parent / name) for name in near)}?"
+    return "check the path; --data.path PATH says where the data lies"
 
 
 def _line(error: BaseException) -> str:

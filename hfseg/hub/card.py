@@ -6,6 +6,7 @@ import html
 import json
 from dataclasses import replace
 from pathlib import Path
+from urllib.parse import quote
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
@@ -52,7 +53,7 @@ def _metadata(path: Path, recipe, results: dict, config: dict) -> str:
     protocol, data_is_on_hub = results["protocol"], _hub_id(recipe.data.path)
     common = {
         "task_type": "image-segmentation", "task_name": "Semantic segmentation",
-        "dataset_type": recipe.data.path if data_is_on_hub else "local", "dataset_name": _plain(protocol["data"]),
+        "dataset_type": recipe.data.path if data_is_on_hub else "local", "dataset_name": _line(protocol["data"]),
         "dataset_split": protocol["split"], "dataset_revision": protocol["data_revision"],
     }
     scores = [
@@ -61,7 +62,7 @@ def _metadata(path: Path, recipe, results: dict, config: dict) -> str:
     ]
     pretrained = _hub_id(recipe.model.name) and recipe.model.weights == "pretrained"
     data = ModelCardData(
-        model_name=_plain(path.resolve().name),
+        model_name=_line(path.resolve().name),
         base_model=recipe.model.name if pretrained else None,
         datasets=[recipe.data.path] if data_is_on_hub else None,
         library_name="transformers",
@@ -74,11 +75,11 @@ def _metadata(path: Path, recipe, results: dict, config: dict) -> str:
 
 def _introduction(path: Path, recipe, results: dict, config: dict) -> str:
     random = recipe.model.weights == "random" or recipe.model.name == config["model_type"]
-    origin = "trained from random weights" if random else f"fine-tuned from `{_plain(recipe.model.name)}`"
+    origin = "trained from random weights" if random else f"fine-tuned from {_code(recipe.model.name)}"
     return (
         f"# {_plain(path.resolve().name)}\n\n"
         f"A {config['model_type']} model that labels every pixel with one of {len(results['per_category_iou'])} "
-        f"classes. It was {origin} on `{_plain(results['protocol']['data'])}` by "
+        f"classes. It was {origin} on {_code(results['protocol']['data'])} by "
         f"hfseg {results['protocol']['versions']['hfseg']}. On the {results['protocol']['split']} split "
         f"({results['num_images']} images) it reaches a mean IoU of **{results['mean_iou'] or 0:.4f}**."
     )
@@ -136,7 +137,7 @@ def _scores(path: Path, results: dict, schema: LabelSchema) -> str:
     scored = {name: value for name, value in results["per_category_iou"].items() if value is not None}
     worst = ", ".join(_plain(name) for name in sorted(scored, key=scored.get)[:3])
     panels = sorted((path / SAMPLES).glob("*.png"))  # none where the data may not be shown
-    pictures = "\n\n".join(f"![image, truth, prediction]({SAMPLES}/{panel.name})" for panel in panels[:4])
+    pictures = "\n\n".join(f"![image, truth, prediction]({SAMPLES}/{quote(panel.name)})" for panel in panels[:4])
     return "\n\n".join(part for part in (
         "## Results", "\n".join(rows), "![IoU per class](per_class_iou.png)", "\n".join(table),
         f"Weakest classes: {worst}. Expect errors there, and on images unlike the training data.",
@@ -187,7 +188,17 @@ def _number(value: float | None) -> str:
     return "absent" if value is None else f"{value:.4f}"
 
 
+def _line(text: str) -> str:
+    """Returns a stranger's text as one line, for metadata, whose writer quotes it."""
+    return " ".join(str(text).split())
+
+
+def _code(text: str) -> str:
+    """Returns a stranger's text as code, where nothing but a backtick means anything."""
+    return f"`{_line(text).replace('`', chr(39))}`"
+
+
 def _plain(text: str) -> str:
     """Returns a stranger's text with everything that Markdown or HTML would act on made harmless."""
-    text = html.escape(" ".join(str(text).split()))
+    text = html.escape(_line(text))
     return "".join(f"\\{letter}" if letter in "\\`*_[]|<>#" else letter for letter in text)

@@ -61,8 +61,16 @@ def resolve_name(name: str) -> str:
 
 
 @contextmanager
-def readable_errors(name: str):
-    """Turns what transformers and the hub raise for a missing or wrong repository into one message."""
+def readable_errors(name: str, training: bool = False):
+    """Turns what transformers and the hub raise for a missing or wrong repository into one message.
+
+    Args:
+        name: What the user gave.
+        training: Whether a network with random weights would serve, too.
+
+    Raises:
+        UserError: In place of these errors.
+    """
     try:
         yield
     except UserError:
@@ -70,7 +78,7 @@ def readable_errors(name: str):
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # the hub's and network's are OSErrors
         text = str(error).strip().splitlines()
         first = text[0] if text else type(error).__name__
-        if Path(name).is_dir() and "safetensors" in text and any(Path(name).glob("*.bin")):
+        if Path(name).is_dir() and "safetensors" in str(error) and any(Path(name).glob("*.bin")):
             raise UserError(f"{name} has its weights in pickled files (.bin), which can run code when they are read",
                             "model.safetensors", "if you trust them: python -c 'from transformers import "
                             f"AutoModelForSemanticSegmentation as M; M.from_pretrained(\"{name}\", "
@@ -81,21 +89,39 @@ def readable_errors(name: str):
         near = difflib.get_close_matches(name, [*FAMILIES, *KNOWN_CONFIGS, "hfseg/shapes-segformer"], n=1, cutoff=0.8)
         if near and near[0] != name:
             raise UserError(f"cannot load {name}: {first[:300]}", fix=f"did you mean {near[0]}?") from error
+        fix = "check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT matter), or pass a local folder"
+        if training:
+            random = "--model.weights random" if name in KNOWN_CONFIGS else "--model.name segformer"
+            fix += f"; {random} trains from random weights without a network"
         raise UserError(
-            f"cannot load {name}: {first[:300]}",
-            "a hub id that this machine can reach or has cached, a local folder, or a model type",
-            "check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT matter), pass a local folder, or train "
-            "from scratch with --model.weights random",
+            f"{name} is no folder here (tried {Path(name).absolute()}), and the hub gives: {first[:300]}",
+            "a folder, or a hub id that this machine can reach or has cached", fix,
         ) from error
 
 
-def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict):
+def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict, training: bool = True):
+    """Returns the configuration of a model, with its classes as ids 0 to n - 1 and different names.
+
+    Args:
+        name: What the user gave.
+        source: What `resolve_name` made of it.
+        weights: `pretrained` or `random`.
+        overrides: Fields to replace.
+        hub: Revision, token and trust for the hub.
+        training: Whether a network with random weights would serve, too.
+
+    Returns:
+        A transformers configuration.
+
+    Raises:
+        UserError: When there is none, or it cannot be built.
+    """
     if source in CONFIG_MAPPING and source in FAMILIES:
         config = CONFIG_MAPPING[source](**_DEFAULTS.get(source, {}))
     elif weights == "random" and source in KNOWN_CONFIGS:
         config = SegformerConfig(**KNOWN_CONFIGS[source])
     else:
-        with readable_errors(name):
+        with readable_errors(name, training):
             config = AutoConfig.from_pretrained(source, **hub)
     if overrides:
         fields = config.to_dict()
@@ -120,7 +146,14 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
 
 @contextmanager
 def config_errors(name: str):
-    """Turns what a network raises for a configuration that cannot be built into one message."""
+    """Turns what a network raises for a configuration that cannot be built into one message.
+
+    Args:
+        name: What the user gave.
+
+    Raises:
+        UserError: In place of these errors.
+    """
     try:
         yield
     except Exception as error:  # whatever the network's own code meets

@@ -157,7 +157,10 @@ def load_for_inference(name: str, *, revision=None, token=None, trust_remote_cod
     """
     hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     source = resolve_name(name)
-    config = load_config(name, source, "pretrained", {}, hub)
+    if source in CONFIG_MAPPING:
+        raise UserError(f"{name} is a kind of network, without weights", "a run directory, a folder or a hub id",
+                        f"hfseg train --model.name {name} --data.path DATA makes one")
+    config = load_config(name, source, "pretrained", {}, hub, training=False)
     family = family_of(config)
     report = LoadReport(name)
     model = _load_weights(source, config, family, report, hub)
