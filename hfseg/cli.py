@@ -87,7 +87,8 @@ def init(arguments: list[str]) -> None:
     try:
         data, given = open_data(options.data, flags, **scan)
     except UserError as error:
-        skip_helps = isinstance(error, BadSample) or "on_bad_sample skip" in (error.fix or "")
+        decided = any(flag.startswith("--data.on_bad_sample") for flag in flags)
+        skip_helps = not decided and (isinstance(error, BadSample) or "on_bad_sample skip" in (error.fix or ""))
         if isinstance(error, UnknownValues) or not skip_helps:
             raise
         data, given = open_data(options.data, [*flags, "--data.on_bad_sample", "skip"], **scan)

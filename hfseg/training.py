@@ -197,6 +197,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                             "the model section of the run that wrote it", "leave the --model flags out")
         for group, now in zip(optimizer.param_groups, settings, strict=True):  # what the recipe says now, holds
             group.update(now)
+        scored = progress.evaluated_step
         if progress.measure != measure:
             say("note: best weights are chosen anew, since eval.metric or the validation data changed")
             progress.measure, progress.best_score, progress.evaluations_without_better = measure, None, 0
@@ -210,9 +211,11 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         if progress.processes != world:
             say(f"note: {progress.processes} processes wrote it: from here on the order of the data is another")
             progress.processes = world
+        if progress.evaluated_step < scored:  # this step is scored again, and its line written again
+            scored = min(scored, progress.step - 1)
         checkpoints.remove_after(found)
     if main:
-        run.cut_log(progress.step, progress.evaluated_step) if found else run.clear()
+        run.cut_log(progress.step, scored) if found else run.clear()
 
     # Batches: from the first one that this state has not seen.
     accumulation, batch_size = config.gradient_accumulation_steps, config.per_device_train_batch_size

@@ -275,3 +275,13 @@ def test_overrides_leave_the_layers_that_a_checkpoint_reads(tmp_path):
     for overrides in ({}, {"drop_path_rate": 0.2}):
         model, _ = load_model(str(tmp_path / "a"), config=overrides)
         assert list(model.config.out_indices) == [1, 2, 3, 4]
+
+
+def test_an_adapted_network_knows_its_bands_when_it_is_loaded_again(tmp_path):
+    save(tmp_path / "a", CONFIGS["upernet"])
+    model, processor = load_model(str(tmp_path / "a"), labels=SCHEMA, channels=5)
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "b")
+    segmenter = hfseg.Segmenter.from_pretrained(tmp_path / "b")
+    assert segmenter.channels == 5
+    assert segmenter(np.zeros((64, 64, 5), np.uint8)).semantic_map.shape == (64, 64)

@@ -178,7 +178,9 @@ def test_what_does_not_fit_a_checkpoint_is_refused(copy, refused, flags, words):
 
 
 def test_another_metric_chooses_best_weights_anew(copy, capsys):
+    before = [line["step"] for line in read_log(copy) if "eval" in line]
     output = resumed(copy, capsys, "--eval.metric", "overall_accuracy")  # a finished run is scored once more
+    assert [line["step"] for line in read_log(copy) if "eval" in line] == before
     assert "chosen anew" in output and "best overall_accuracy at step 12" in output
     assert "chosen anew" in resumed(copy, capsys, "--data.max_eval_samples", 3)
     output = resumed(copy, capsys, "--eval.metric", "loss", "--train.max_steps", 16)

@@ -27,7 +27,14 @@ LABEL_COLUMNS = (
 
 
 def canonical_names(splits: dict[str, Any]) -> dict[str, Any]:
-    """Give splits their usual names, unless another one has it."""
+    """Give splits their usual names, unless another one has it.
+
+    Args:
+        splits: Dataset by split.
+
+    Returns:
+        The same by canonical name.
+    """
     result: dict[str, Any] = {}
     for key, rows in splits.items():
         usual = split_name(key)
@@ -41,7 +48,19 @@ def with_features(rows: Any) -> Any:
 
 
 def find_columns(features: Mapping[str, Any], image: str | None, label: str | None) -> tuple[str, str]:
-    """Tell which columns hold images and label maps."""
+    """Tell which columns hold images and label maps.
+
+    Args:
+        features: Of a split.
+        image: Column of the images, if given.
+        label: Column of the label maps, if given.
+
+    Returns:
+        Both names.
+
+    Raises:
+        UserError: When one cannot be told.
+    """
     for given in (image, label):
         if given is not None:
             one_of(given, list(features), "column")
@@ -76,8 +95,22 @@ def _may_hold_files(feature: Any) -> bool:
 
 
 def labelled(splits: dict[str, Any], image: str | None, label: str | None, wanted: Sequence[str | None],
-              notes: list[str]) -> tuple[dict[str, Any], Mapping[str, Any]]:
-    """Leave out splits without label maps, such as the test split of a competition."""
+             notes: list[str]) -> tuple[dict[str, Any], Mapping[str, Any]]:
+    """Leave out splits without label maps, such as the test split of a competition.
+
+    Args:
+        splits: Dataset by split.
+        image: Column of the images, if given.
+        label: Column of the label maps, if given.
+        wanted: Splits that were asked for by name.
+        notes: What was left out is added.
+
+    Returns:
+        The other splits, and the features of one of them.
+
+    Raises:
+        UserError: When no split has both columns, or one that is wanted has not.
+    """
     for rows in splits.values():
         try:
             columns = find_columns(rows.features, image, label)

@@ -47,7 +47,8 @@ def read_declared(find: Callable[[str], Path | None]) -> Declared:
             if name == "labels.json" and not isinstance(error, UserError | OSError | json.JSONDecodeError):
                 continue  # another tool's: hfseg's own has a remap
             allowed = '{"names": [...], "palette": [...], "ignore_index": n}, or {"0": "name", ...}'
-            raise UserError(f"{path} cannot be read: {error}", allowed, "mend it, or give data.labels.names") from error
+            what = f"an entry has no {error}" if isinstance(error, KeyError) else error
+            raise UserError(f"{path} cannot be read: {what}", allowed, "mend it, or give data.labels.names") from error
     return {}
 
 

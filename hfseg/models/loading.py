@@ -300,6 +300,7 @@ def _adapt_channels(model: nn.Module, channels: int, report: LoadReport) -> None
     for part in (model.config, getattr(model.config, "backbone_config", None), *model.modules()):
         if isinstance(getattr(part, "num_channels", None), int):
             part.num_channels = channels
+    model.config.num_channels = channels  # also where a family keeps it in the backbone's configuration alone
     report.notes.append(f"{name} adapted from {old.in_channels} to {channels} bands")
 
 
