@@ -23,8 +23,8 @@ from hfseg.evaluation import Evaluator
 from hfseg.hub.card import write_card
 from hfseg.hub.push import check_access, push_run
 from hfseg.interruption import Interrupted, StopSignals, batch_advice
-from hfseg.losses import build_loss, class_weights
 from hfseg.models import family_of, load_model
+from hfseg.objective import build_loss, class_weights
 from hfseg.optimization import MovingAverage, build_optimizer, l1_penalty, rate_factor, set_learning_rate
 from hfseg.recipe import Recipe, to_yaml
 from hfseg.recipe_reading import check, load_recipe

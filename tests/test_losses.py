@@ -10,9 +10,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hfseg.errors import UserError
-from hfseg.losses import LOSSES, build_loss, class_weights
+from hfseg.losses import LOSSES
+from hfseg.objective import build_loss, class_weights
+from hfseg.ops import strips
 from hfseg.recipe import LossConfig
 
 IGNORE = 255
@@ -324,3 +327,45 @@ def test_automatic_weights_are_bounded_and_fall_with_the_frequency(counts):
 def test_wrong_class_weights_are_refused(value, frequencies, message):
     with pytest.raises(UserError, match=message):
         class_weights(value, frequencies, ["road", "car"])
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("elements", [1, 300, 10**6])
+def test_strips_give_value_and_gradient_of_the_whole(elements, binary, monkeypatch):
+    """Some rows at a time, or all pixels at once: the same sums, the same loss, the same gradient."""
+    monkeypatch.setitem(strips._ELEMENTS, "cpu", elements)
+    monkeypatch.setattr("hfseg.objective._SMALL", 0)
+    classes = 2 if binary else 4
+    generator = torch.Generator().manual_seed(4)
+    logits = torch.randn(3, classes, 5, 7, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, classes, (3, 17, 20), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.3] = IGNORE
+    config = LossConfig(terms={"cross_entropy": 1.0, "dice": 0.5, "focal": 2.0, "tversky": 0.3}, binary=binary,
+                        label_smoothing=0.1)
+    objective = build_loss(config, classes, IGNORE, WEIGHTS[:classes])
+    found = objective(logits, labels)
+    pixels = objective.pixels(F.interpolate(logits, size=(17, 20), mode="bilinear"), labels)
+    values = {name: LOSSES[name].value(LOSSES[name].sums(pixels, config), config) for name in config.terms}
+    expected = sum(weight * values[name] for name, weight in config.terms.items())
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
+
+
+@pytest.mark.parametrize("terms", [{"cross_entropy": 1.0}, {"cross_entropy": 1.0, "dice": 1.0}, {"focal": 1.0}])
+def test_the_full_size_logits_never_exist(terms, monkeypatch):
+    monkeypatch.setitem(strips._ELEMENTS, "cpu", 20_000)
+    monkeypatch.setattr("hfseg.objective._SMALL", 0)
+    largest = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            result = func(*args, **(kwargs or {}))
+            largest.extend(t.numel() for t in (result if isinstance(result, tuple) else [result])
+                           if isinstance(t, torch.Tensor))
+            return result
+
+    logits = torch.randn(1, 10, 16, 16, requires_grad=True)
+    labels = torch.randint(0, 10, (1, 256, 256))
+    with Sizes():
+        build_loss(LossConfig(terms=terms), 10, IGNORE)(logits, labels).backward()
+    assert max(largest) <= 256 * 256 < 10 * 256 * 256  # nothing larger than the label map

@@ -1,5 +1,12 @@
 """Kernels against independent oracles: interpolate + argmax, scikit-learn, pycocotools, and rasterising back."""
 
+import multiprocessing
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
 import numpy as np
 import pytest
 import torch
@@ -15,11 +22,16 @@ from hfseg.ops import (
     confusion_counts,
     pair_counts,
     rle,
+    strips,
     trace_polygons,
     upsample,
     upsample_argmax,
+    upsample_confusion,
+    upsample_cross_entropy,
     upsample_logits,
+    upsample_threshold,
 )
+from hfseg.ops.compiled import compiled, share_out
 
 masks = hnp.arrays(bool, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14))
 
@@ -35,22 +47,218 @@ def assert_argmax_of(labels, full):
 # -- upsample -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12)),
-    st.tuples(st.integers(1, 50), st.integers(1, 50)),
-    st.integers(0, 2**20),
-    st.sampled_from([1, 100, 10**6]),
-)
-def test_upsample_argmax_is_interpolate_then_argmax(shape, size, seed, strip):
-    logits = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+shapes = st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 12), st.integers(1, 12))
+sizes = st.tuples(st.integers(1, 50), st.integers(1, 50))
+
+
+def drawn_logits(shape, seed: int, kind: str):
+    """Logits that are easy, hard or mean to the upsampling kernels."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(shape, generator=generator)
+    if kind == "smooth":
+        coarse = torch.randn((*shape[:2], 3, 3), generator=generator)
+        return torch.nn.functional.interpolate(coarse, size=shape[2:], mode="bicubic")
+    if kind == "few values":  # ties, and planes that are equal
+        return noise.round()
+    if kind == "equal planes":
+        return noise[:, :1].expand(shape).clone()
+    if kind == "huge":
+        return noise * 1e30
+    if kind == "one pixel":
+        return torch.where(torch.arange(noise[0, 0].numel()).view(shape[2:]) == seed % noise[0, 0].numel(), noise, 0.0)
+    return noise
+
+
+kinds = st.sampled_from(["random", "smooth", "few values", "equal planes", "huge", "one pixel"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(shapes, sizes, st.integers(0, 2**20), kinds)
+def test_upsample_argmax_is_interpolate_then_argmax(shape, size, seed, kind):
+    logits = drawn_logits(shape, seed, kind)
     full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(upsample._STRIP_ELEMENTS, "cpu", strip)
-        labels, confidence = upsample_argmax(logits, size, return_confidence=True)
-    assert_argmax_of(labels, full)
-    torch.testing.assert_close(confidence, full.softmax(1).max(1).values, atol=2e-6, rtol=1e-5)
+    labels, confidence = upsample_argmax(logits, size, return_confidence=True)
+    assert torch.equal(upsample_argmax(logits, size), labels)
+    best, chosen = full.max(1).values, full.gather(1, labels.long()[:, None])[:, 0]
+    assert torch.all(best - chosen <= 1e-5 * full.abs().amax().clamp(min=1e-30))
     torch.testing.assert_close(upsample_logits(logits, size), full)
+    if kind != "huge":  # there, the softmax of two nearly equal logits is decided by their rounding
+        torch.testing.assert_close(confidence, full.softmax(1).max(1).values, atol=2e-6, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(shapes, sizes, st.integers(0, 2**20), kinds, st.sampled_from([1, 100, 10**6]))
+def test_strips_give_what_cells_give(shape, size, seed, kind, elements):
+    logits = drawn_logits(shape, seed, kind)
+    by_cells, sure = upsample_argmax(logits, size, return_confidence=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(upsample, "_has_cells", lambda logits: False)
+        patch.setitem(strips._ELEMENTS, "cpu", elements)
+        by_strips, sure_by_strips = upsample_argmax(logits, size, return_confidence=True)
+    full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    gap = full.gather(1, by_cells.long()[:, None]) - full.gather(1, by_strips.long()[:, None])
+    assert gap.abs().max() <= 1e-5 * full.abs().amax().clamp(min=1e-30)
+    if kind != "huge":
+        torch.testing.assert_close(sure, sure_by_strips, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("classes", "size"), [(1000, (70, 90)), (150, (400, 300)), (7, (900, 700))])
+def test_threads_and_many_classes_change_nothing(threads, classes, size):
+    logits = torch.randn(2, classes, 24, 31, generator=torch.Generator().manual_seed(3))
+    full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert_argmax_of(upsample_argmax(logits, size), full)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_softmax_is_exact_however_far_apart_the_logits_lie():
+    for scale in (1e-3, 1, 10, 30, 100, 1e4):
+        logits = scale * torch.randn(1, 200, 8, 8, generator=torch.Generator().manual_seed(5))
+        full = torch.nn.functional.interpolate(logits.double(), size=(50, 60), mode="bilinear", align_corners=False)
+        _, confidence = upsample_argmax(logits, (50, 60), return_confidence=True)
+        torch.testing.assert_close(confidence.double(), full.softmax(1).max(1).values,
+                                   atol=1e-6 * max(1, scale), rtol=1e-5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, sizes, st.integers(0, 2**20), kinds, st.sampled_from([255, 0, None, -7]),
+       st.sampled_from([np.uint8, np.uint16, np.int64, np.int16]))
+def test_counts_without_a_map_are_the_counts_of_the_map(shape, size, seed, kind, ignore, dtype):
+    logits, classes = drawn_logits(shape, seed, kind)[0], shape[1]
+    reference = np.random.default_rng(seed).integers(0, classes, size).astype(dtype)
+    if ignore is not None and np.array(ignore).astype(dtype) == ignore:
+        reference[:2] = ignore
+    expected = confusion_counts(reference, upsample_argmax(logits, size).numpy(), classes, ignore)
+    assert np.array_equal(upsample_confusion(logits, reference, ignore_index=ignore), expected)
+    assert np.array_equal(upsample_confusion(logits, torch.from_numpy(reference.astype(np.int32)),
+                                             ignore_index=ignore), expected)
+
+
+def test_counts_without_a_map_list_values_outside_the_labels():
+    reference = np.zeros((6, 6), np.uint8)
+    reference[2, 3] = 9
+    with pytest.raises(UserError, match="reference values outside the labels: 9"):
+        upsample_confusion(torch.randn(3, 2, 2), reference)
+    with pytest.raises(ValueError, match="reference"):
+        upsample_confusion(torch.randn(1, 3, 2, 2), reference)
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, sizes, st.integers(0, 2**20), kinds, st.sampled_from([0.0, 0.5, -1.25]),
+       st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
+def test_threshold_is_interpolate_then_compare(shape, size, seed, kind, threshold, dtype):
+    logits = drawn_logits(shape, seed, kind).to(dtype)
+    wide = logits if dtype == torch.float64 else logits.float()
+    full = torch.nn.functional.interpolate(wide, size=size, mode="bilinear", align_corners=False)
+    found = upsample_threshold(logits, size, threshold)
+    wrong = found != (full > threshold)
+    assert found.dtype == torch.bool
+    assert torch.all((full - threshold).abs()[wrong] <= 1e-5 * full.abs().amax())
+    assert torch.equal(upsample_threshold(logits[0], size, threshold), found[0])
+
+
+def test_threshold_of_nan_is_false():
+    logits = torch.ones(1, 1, 2, 2)
+    logits[0, 0, 0, 0] = float("nan")
+    full = torch.nn.functional.interpolate(logits, size=(6, 6), mode="bilinear", align_corners=False)
+    assert torch.equal(upsample_threshold(logits, (6, 6)), full > 0)
+
+
+def test_many_threads_may_call_at_the_same_time():
+    logits = torch.randn(1, 40, 64, 64)
+    expected = upsample_argmax(logits, (400, 400))
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: upsample_argmax(logits, (400, 400)), range(12)))
+    assert all(torch.equal(labels, expected) for labels in found)
+
+
+def test_a_forked_process_gets_threads_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert sum(_rows_done(0)) == 1000
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert sum(pool.apply_async(_rows_done, (0,)).get(timeout=60)) == 1000
+
+
+def _rows_done(_: int) -> list[int]:
+    return share_out(lambda image, first, last: last - first, 1000, work=10**9)
+
+
+def test_compiled_code_is_kept_for_the_next_process(tmp_path):
+    """The second process loads what the first one compiled, and a folder that cannot be written is no error."""
+    code = """
+import sys, torch
+from hfseg.ops import upsample_argmax
+assert upsample_argmax(torch.tensor([[[1.0]], [[2.0]]]), (3, 3)).min() == 1
+from hfseg.ops import cells
+print(sum(cells.label_rows.stats.cache_hits.values()), sum(cells.label_rows.stats.cache_misses.values()))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    runs = [subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+            for _ in range(2)]  # fmt: skip
+    assert [run.stdout.split() for run in runs] == [["0", "1"], ["1", "0"]]
+
+
+def test_code_that_cannot_be_kept_is_compiled_all_the_same(monkeypatch):
+    njit, options = numba.njit, []
+
+    def no_place(*args, **kwargs):
+        options.append(kwargs)
+        if kwargs.get("cache"):
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(*args, **kwargs)
+
+    monkeypatch.setattr(numba, "njit", no_place)
+    assert compiled(lambda x: x + 1)(1) == 2
+    assert [kwargs.get("cache") for kwargs in options] == [True, None]
+
+
+@pytest.mark.parametrize("weights", [None, [0.5, 1.0, 2.0, 0.0, 3.0]])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("size", [(13, 22), (5, 4), (1, 1), (40, 3)])
+def test_upsample_cross_entropy_is_interpolate_then_cross_entropy(size, smoothing, weights, monkeypatch):
+    monkeypatch.setitem(strips._ELEMENTS, "cpu", 200)
+    generator = torch.Generator().manual_seed(2)
+    logits = torch.randn(3, 5, 5, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    labels = torch.randint(0, 5, (3, *size), generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.2] = 255
+    labels[0, 0, 0] = 2
+    weights = None if weights is None else torch.tensor(weights)
+    full = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.cross_entropy(full, labels, None if weights is None else weights.double(),
+                                                 ignore_index=255, label_smoothing=smoothing)
+    found = upsample_cross_entropy(logits, labels, weight=weights, label_smoothing=smoothing)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(3 * found, logits), torch.autograd.grad(3 * expected, logits))
+
+
+def test_upsample_cross_entropy_without_labels_is_zero():
+    logits = torch.randn(2, 3, 4, 4, requires_grad=True)
+    loss = upsample_cross_entropy(logits, torch.full((2, 8, 8), 255))
+    loss.backward()
+    assert loss == 0
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_upsample_cross_entropy_takes_every_float_type(dtype):
+    logits = torch.randn(2, 6, 7, 9).to(dtype).requires_grad_()
+    labels = torch.randint(0, 6, (2, 30, 33))
+    full = torch.nn.functional.interpolate(logits.float(), size=(30, 33), mode="bilinear", align_corners=False)
+    expected = torch.nn.functional.cross_entropy(full, labels)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = upsample_cross_entropy(logits, labels)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
+
+
+def test_upsample_cross_entropy_refuses_shapes_that_do_not_fit():
+    with pytest.raises(ValueError, match="labels"):
+        upsample_cross_entropy(torch.zeros(2, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long))
 
 
 @pytest.mark.parametrize("size", [(128, 192), (97, 131), (20, 31), (32, 48)])
@@ -78,12 +286,13 @@ def test_label_type_holds_every_class(classes, kind):
     assert (labels == classes - 1).all()
 
 
-def test_upsample_argmax_never_holds_the_full_logits(monkeypatch):
-    monkeypatch.setitem(upsample._STRIP_ELEMENTS, "cpu", 50_000)
-    sizes, stretch = [], upsample._stretch_rows
-    monkeypatch.setattr(upsample, "_stretch_rows", lambda *a: sizes.append(stretch(*a)) or sizes[-1])
+def test_strips_never_hold_the_full_logits(monkeypatch):
+    monkeypatch.setattr(upsample, "_has_cells", lambda logits: False)
+    monkeypatch.setitem(strips._ELEMENTS, "cpu", 50_000)
+    held, upsampled = [], strips.Strip.upsampled
+    monkeypatch.setattr(strips.Strip, "upsampled", lambda *a: held.append(upsampled(*a)) or held[-1])
     upsample_argmax(torch.randn(40, 16, 16), (512, 256))  # 5 million values at full size
-    assert max(part.numel() for part in sizes) <= 100_000
+    assert max(part.numel() for part in held) <= 100_000
 
 
 def test_ties_go_to_the_smallest_id_and_nan_wins_like_in_torch():

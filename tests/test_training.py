@@ -160,7 +160,7 @@ def test_trackers_write_what_the_log_says(tmp_path):
 
 def test_a_loss_that_is_not_a_number_stops_names_the_batch_and_keeps_the_best(tmp_path, monkeypatch):
     recipe = small_recipe(tmp_path / "run")
-    from hfseg.losses import Objective
+    from hfseg.objective import Objective
 
     plain, calls = Objective.forward, []
 
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_a_number_stops_names_the_batch_and_keeps_the_best(tm
 
 
 def test_out_of_memory_says_which_lines_would_fit(tmp_path, monkeypatch):
-    from hfseg.losses import Objective
+    from hfseg.objective import Objective
 
     def full(self, logits, labels):
         raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: 9 bytes")

@@ -162,8 +162,11 @@ class MeanIoU(evaluate.Metric):
         return self._data_dir_root  # nothing is stored, so no folder is made
 
     def _merge(self, rows: np.ndarray, columns: np.ndarray, counts: np.ndarray) -> None:
+        if np.array_equal(rows, self._rows) and np.array_equal(columns, self._columns):
+            self._counts += counts
+            return
         all_rows, all_columns = np.union1d(self._rows, rows), np.union1d(self._columns, columns)
-        if counts.shape != self._counts.shape or len(all_rows) + len(all_columns) != sum(counts.shape):
+        if (len(all_rows), len(all_columns)) != self._counts.shape:
             grown = np.zeros((len(all_rows), len(all_columns)), dtype=np.int64)
             grown[np.ix_(np.searchsorted(all_rows, self._rows), np.searchsorted(all_columns, self._columns))] = (
                 self._counts

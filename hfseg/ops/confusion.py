@@ -38,19 +38,32 @@ def confusion_counts(reference: Map, prediction: Map, num_labels: int, ignore_in
     """
     if tuple(reference.shape) != tuple(prediction.shape):
         raise _shapes_differ(reference, prediction)
-    is_tensor = isinstance(reference, torch.Tensor)
+    if isinstance(reference, torch.Tensor) and reference.device.type == "cpu" and not reference.is_floating_point():
+        counts = confusion_counts(reference.numpy(), prediction.numpy(), num_labels, ignore_index)
+        return torch.from_numpy(counts)
     reference, prediction = reference.reshape(-1), prediction.reshape(-1)
+    if isinstance(reference, np.ndarray) and _whole(reference) and _whole(prediction):
+        from hfseg.ops.counting import NO_VALUE, pair_table
+
+        ignore = NO_VALUE if ignore_index is None else ignore_index
+        counts, outside = pair_table(reference, prediction, (num_labels, num_labels), ignore)
+        if not outside:
+            return counts
     if ignore_index is not None and _holds(reference, ignore_index):
         kept = reference != ignore_index
         reference, prediction = reference[kept], prediction[kept]
     for values, what in ((reference, "reference"), (prediction, "prediction")):
         if len(values) and (int(values.min()) < 0 or int(values.max()) >= num_labels):
             raise _outside(values, num_labels, what)
-    if is_tensor:
+    if isinstance(reference, torch.Tensor):
         pairs = reference.long() * num_labels + prediction.long()
         return torch.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels)
-    pairs = reference.astype(np.intp) * num_labels + prediction
+    pairs = reference.astype(np.intp) * num_labels + prediction.astype(np.intp)
     return np.bincount(pairs, minlength=num_labels**2).reshape(num_labels, num_labels).astype(np.int64, copy=False)
+
+
+def _whole(values: np.ndarray) -> bool:
+    return values.dtype.kind in "iub"
 
 
 def _holds(values: Map, value: int) -> bool:
@@ -85,9 +98,10 @@ def pair_counts(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarr
         raise _shapes_differ(reference, prediction)
     rows, row = _index(reference.reshape(-1))
     columns, column = _index(prediction.reshape(-1))
-    pairs = row.astype(np.intp) * len(columns) + column
-    counts = np.bincount(pairs, minlength=len(rows) * len(columns)).reshape(len(rows), len(columns))
-    return rows, columns, counts.astype(np.int64, copy=False)
+    from hfseg.ops.counting import NO_VALUE, pair_table
+
+    counts, _ = pair_table(row, column, (len(rows), len(columns)), NO_VALUE)
+    return rows, columns, counts
 
 
 def _index(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -100,6 +114,8 @@ def _index(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         values = whole
     if values.size == 0:
         return np.zeros(0, dtype=np.int64), values
+    if values.dtype == np.uint8:
+        return np.arange(256), values  # the same for every map: their counts add up without a look at the values
     if values.min() >= 0 and values.max() < _DENSE_LIMIT:
         return np.arange(int(values.max()) + 1), values
     return np.unique(values, return_inverse=True)
