@@ -16,6 +16,8 @@ _HOMES = {
     "UserError": "hfseg.errors",
     "load_data": "hfseg.data",
     "load_model": "hfseg.models",
+    "fuse": "hfseg.models.fusing",
+    "unfuse": "hfseg.models.fusing",
     "Segmenter": "hfseg.segmenter",
     "Segmentation": "hfseg.result",
     "evaluate": "hfseg.evaluation",

@@ -27,6 +27,8 @@ class ModelConfig:
     """`random` builds the same network without its weights."""
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the model's configuration to override, such as `{hidden_sizes: [16, 32, 80, 128]}`."""
+    fuse: bool = True
+    """Compute the same function with less work, where `hfseg.fuse` knows how; the saved weights are the same."""
     trust_remote_code: bool = False
     """Run code that lies in the model's repository. Leave it off unless you have read that code."""
 
@@ -87,8 +89,12 @@ class DataConfig:
     """Train on the first n images only."""
     max_eval_samples: Optional[int] = None
     """Evaluate on the first n images only."""
-    num_workers: int = 0
-    """Processes that decode and augment; results do not depend on it."""
+    num_workers: Optional[int] = None
+    """Processes that decode and augment; results do not depend on it. Empty: none for training on the CPU; on a GPU
+    up to 8, and one less than the cores."""
+    cache_gb: Optional[float] = None
+    """Keep up to this many gigabytes of decoded images and maps on disk, for later epochs and runs; 0 keeps none.
+    Results do not depend on it. Empty: none for training on the CPU, 8 on a GPU."""
     on_bad_sample: Literal["stop", "skip"] = "stop"
     """What to do with an image or map that cannot be used: stop with a message, or skip it and report."""
 
@@ -236,6 +242,10 @@ class EvalConfig:
     """Which score the best weights have most of, or `loss`, of which they have least."""
     batch_size: int = 8
     """Images of one size per forward pass."""
+    tile: Optional[int] = None
+    """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed."""
+    tta: list[Union[float, str]] = field(default_factory=list)
+    """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `[horizontal_flip, 0.75]`."""
     samples: int = 6
     """Panels of image, truth and prediction to draw."""
 

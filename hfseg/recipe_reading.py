@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hfseg.errors import UserError, one_of
+from hfseg.inference_settings import check_tile, read_tta
 from hfseg.recipe import Recipe
 
 
@@ -192,11 +193,13 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{name} is {value}", "a share from 0 to 1")
     not_negative = {
         "train.warmup_steps": train.warmup_steps, "train.weight_decay": train.weight_decay, "train.l1": train.l1,
-        "data.num_workers": data.num_workers, "eval.samples": recipe.eval.samples,
+        "data.num_workers": data.num_workers, "data.cache_gb": data.cache_gb, "eval.samples": recipe.eval.samples,
     }  # fmt: skip
     for name, value in not_negative.items():
-        if not value >= 0:
+        if value is not None and not value >= 0:
             raise UserError(f"{name} is {value}", "0 or more")
+    check_tile(recipe.eval.tile, name="eval.tile")
+    read_tta(recipe.eval.tta, name="eval.tta")
     if not 0 <= recipe.seed < 2**32:
         raise UserError(f"seed is {recipe.seed}", "0 to 4294967295")
     for name, value in {"train.momentum": (train.momentum,), "train.betas": train.betas}.items():

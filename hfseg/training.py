@@ -17,13 +17,23 @@ from hfseg.checkpoints import Checkpoints
 from hfseg.curves import draw_learning_curve
 from hfseg.data import SegmentationData, load_recipe_data
 from hfseg.data.augment import Augmentation, rare_classes, resolve
-from hfseg.data.loading import Preparation, StreamingSet, TrainingSet, iterating, next_batch, train_loader
+from hfseg.data.decoded import decoded_rows
+from hfseg.data.loading import (
+    Preparation,
+    StreamingSet,
+    TrainingSet,
+    iterating,
+    next_batch,
+    train_loader,
+    worker_count,
+)
 from hfseg.errors import UserError
 from hfseg.evaluation import Evaluator
 from hfseg.hub.card import write_card
 from hfseg.hub.push import check_access, push_run
 from hfseg.interruption import Interrupted, StopSignals, batch_advice
 from hfseg.models import family_of, load_model
+from hfseg.models.fusing import fuse
 from hfseg.objective import build_loss, class_weights
 from hfseg.optimization import MovingAverage, build_optimizer, l1_penalty, rate_factor, set_learning_rate
 from hfseg.recipe import Recipe, to_yaml
@@ -143,6 +153,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         trust_remote_code=recipe.model.trust_remote_code,
     )  # fmt: skip
     say(str(model.load_report))
+    if recipe.model.fuse and (report := fuse(model).fuse_report):
+        say(str(report))
     family = family_of(model.config)
     from_scratch = len(model.load_report.new) == len(model.state_dict())
     plan = plan_transfer(
@@ -224,7 +236,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         ignore_index=schema.ignore_index, mean=fill_colour(processor, channels), rare_classes=rare_classes(counts)
         if counts is not None else (),
     )  # fmt: skip
-    prepare = Preparation(augmentation, processor, recipe.data.image_size, recipe.seed)
+    on_gpu = device.type != "cpu"
+    prepare = Preparation(augmentation, processor, recipe.data.image_size, recipe.seed, raw=True)
     shard = {"rank": accelerator.process_index, "world": world, "start": progress.batches}
     if data.streaming:
         batches_per_epoch = None
@@ -232,7 +245,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                                     recipe.data.on_bad_sample, **shard)
     else:
         batches_per_epoch = math.ceil(len(data[data.train]) / (batch_size * world))
-        training_set = TrainingSet(data[data.train], schema, prepare, channels, recipe.data.on_bad_sample)
+        cache = decoded_rows(data[data.train], schema, channels, recipe.data.cache_gb, on_gpu)
+        if cache:
+            say(f"data: {cache.note}")
+        training_set = TrainingSet(data[data.train], schema, prepare, channels, recipe.data.on_bad_sample, cache)
     total, eval_every, save_every = step_counts(recipe, batches_per_epoch)
     if main and found and progress.step >= total and progress.evaluated_step == progress.step:
         say(f"nothing left to train: the checkpoint is at step {progress.step} of {total}")
@@ -241,8 +257,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     steps_per_epoch = batches_per_epoch and batches_per_epoch / accumulation
     say(f"{total} steps of {batch_size * accumulation * world} images"
         + (f", {steps_per_epoch:g} an epoch" if steps_per_epoch else "") + f"; evaluated every {eval_every}")
-    loader = train_loader(training_set, batch_size, seed=recipe.seed, num_workers=recipe.data.num_workers,
-                          pin_memory=device.type == "cuda", **shard)
+    loader = train_loader(training_set, batch_size, seed=recipe.seed, pin_memory=device.type == "cuda",
+                          num_workers=worker_count(recipe.data.num_workers, on_gpu), **shard)
     if config.trackers:
         accelerator.init_trackers("hfseg", config=flat(asdict(recipe)))
 
@@ -326,8 +342,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             for _ in range(accumulation):
                 batch = next_batch(batches)
                 report_skipped(batch["skipped"])
-                pixels = batch["pixel_values"].to(device, non_blocking=True)
-                labels = batch["labels"].to(device, non_blocking=True)
+                pixels = prepare.normalise(batch["pixel_values"].to(device, non_blocking=True))
+                labels = batch["labels"].to(device, non_blocking=True).long()
                 if config.channels_last:
                     pixels = pixels.contiguous(memory_format=torch.channels_last)
                 with accelerator.accumulate(network):

@@ -13,9 +13,19 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as v2
 
-from hfseg.data.augment import MAX_DRAWS, PRESETS, Augmentation, rare_classes, resize, resolve
+from hfseg.data.augment import (
+    MAX_DRAWS,
+    PRESETS,
+    Augmentation,
+    rare_classes,
+    resize,
+    resolve,
+)
 from hfseg.data.contact_sheet import contact_sheet
+from hfseg.data.pixels import blur, rotate, sharpen
 from hfseg.errors import UserError
 from hfseg.recipe import AugmentConfig
 
@@ -275,6 +285,72 @@ def test_flips_and_quarter_turns_are_exact():
     image, semantic_map = photo(3, 50, 50), blobs(50, 50)
     out_image, out_map = augmentation(None, horizontal_flip=1.0, vertical_flip=1.0)(image, semantic_map)
     assert torch.equal(out_image, image.rot90(2, (1, 2))) and torch.equal(out_map, semantic_map.rot90(2))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    sides=st.tuples(st.integers(3, 70), st.integers(3, 70)),
+    sigma=st.floats(0.3, 1.5),
+    factor=st.floats(1.5, 3.0),
+    dtype=st.sampled_from([torch.uint8, torch.float32, torch.float64]),
+)
+def test_blurring_and_sharpening_are_those_of_torchvision(seed, sides, sigma, factor, dtype):
+    image = photo(3, *sides, seed=seed).to(dtype)
+    reach = math.ceil(2 * sigma)
+    if reach < min(sides):
+        expected = v2.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
+        # Another order of summation: where the sum is near a half, it may round to the other side.
+        off = (blur(image, sigma, reach).double() - expected.double()).abs()
+        assert off.max() <= (1 if dtype == torch.uint8 else 1e-3) and (off > 1e-3).double().mean() < 0.01
+    low, high = (0, 255) if dtype == torch.uint8 else image.aminmax()
+    unit = image if dtype == torch.uint8 else (image - low) / (high - low)
+    expected = v2.adjust_sharpness(unit, factor)
+    expected = expected if dtype == torch.uint8 else expected * (high - low) + low
+    # v2 rounds the blurred image to bytes as well, which `factor - 1` multiplies, and cuts fractions off at the end.
+    off = (sharpen(image, factor).double() - expected.double()).abs().max()
+    assert off <= (2 if dtype == torch.uint8 else 1e-2)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
+    angle=st.floats(-180, 180),
+    dtypes=st.sampled_from([(torch.uint8, torch.int16), (torch.float32, torch.int32), (torch.uint8, torch.int64)]),
+)
+def test_rotation_is_that_of_torchvision(seed, size, angle, dtypes):
+    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
+    large = [max(a, math.ceil(a * cos + b * sin - 1e-6)) for a, b in (size, size[::-1])]
+    image, semantic_map = photo(3, *large, seed=seed).to(dtypes[0]), blobs(*large, seed=seed).to(dtypes[1])
+    expected = v2.rotate(image, angle, InterpolationMode.BILINEAR)
+    expected_map = v2.rotate(semantic_map[None].double(), angle)[0]
+    top, left = ((b - a) // 2 for a, b in zip(size, large, strict=True))
+    out_image, out_map = rotate(image, semantic_map, angle, size)
+    assert (out_image.dtype, out_map.dtype) == dtypes and out_image.shape[1:] == out_map.shape == size
+    # v2 blends the outermost pixels of the large image with what lies outside, so those are left out.
+    rows, columns = (slice(min(1, side - 1), max(1, side - 1)) for side in size)
+    if min(size) > 2:
+        off = out_image.double() - v2.crop(expected, top, left, *size).double()
+        assert off[:, rows, columns].abs().max() <= 1
+        # Half-way between two pixels, either is the nearest.
+        other = out_map != v2.crop(expected_map, top, left, *size)
+        assert other[rows, columns].double().mean() <= 0.02
+
+
+@pytest.mark.parametrize("layout", [(1, 2, 0), (0, 1, 2)])
+def test_the_layout_of_an_image_in_memory_changes_nothing(layout):
+    """Decoded images have their channels innermost, and tensors of images usually outermost."""
+    back = [layout.index(axis) for axis in range(3)]
+    augment, semantic_map = augmentation(rare=(1, 2), **EVERYTHING), blobs()
+    for seed in range(12):
+        other = photo(seed=seed).permute(layout).contiguous().permute(back)
+        torch.manual_seed(seed)
+        out_image, out_map = augment(other, semantic_map, (other, semantic_map))
+        torch.manual_seed(seed)
+        expected = augment(photo(seed=seed), semantic_map, (photo(seed=seed), semantic_map))
+        assert out_image.is_contiguous() and torch.equal(out_map, expected[1])
+        assert (out_image.int() - expected[0].int()).abs().double().mean() < 0.1
 
 
 def test_rotation_is_about_the_centre_and_shows_the_image_in_the_corners():

@@ -4,7 +4,8 @@ Three rules. The image is resampled bilinearly (antialiased) and the map by near
 centres, and nothing is ever invented in a map: its ids come out exact, and what lies outside the image or was
 erased is ignored, with the mean in the image. Every draw comes from torch's global generator, so that a
 sample is a function of its seed alone. Cheap things come first: the crop is taken before it is resized, and
-colours change in one multiplication.
+colours change in one multiplication. Images stay bytes and maps narrow integers; numpy does what torch does slowly
+on bytes.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from hfseg.data.pixels import blur, in_unit_range, packed, put, recolour, resize_map, rotate, sharpen, workable
 from hfseg.errors import UserError, one_of
 from hfseg.recipe import AugmentConfig
 
@@ -43,6 +45,7 @@ PRESETS = {
 
 OUTSIDE = -1  # stands in the map, while it is worked on, for pixels that have no image
 MAX_DRAWS = 10  # of a crop in which no class covers more than max_class_share
+_SIGNED = {np.dtype(f"u{size}"): np.dtype(f"i{2 * size}") for size in (1, 2, 4)}  # the next type with room for OUTSIDE
 Pair = tuple[Tensor, Tensor]
 
 
@@ -119,9 +122,9 @@ def resize(
         (torch.Size([3, 180, 240]), torch.Size([180, 240]))
     """
     image = F.resize(
-        _workable(image), [image_size] if isinstance(image_size, int) else list(image_size), antialias=True
+        workable(image), [image_size] if isinstance(image_size, int) else list(image_size), antialias=True
     )
-    return image, None if semantic_map is None else _resize_map(semantic_map, *image.shape[-2:])
+    return image, None if semantic_map is None else resize_map(semantic_map, *image.shape[-2:])
 
 
 class Augmentation:
@@ -173,28 +176,29 @@ class Augmentation:
         Returns:
             The image and the map, at `size`; the map keeps its type.
         """
-        config, dtype = self.config, semantic_map.dtype
+        config, stored = self.config, semantic_map.numpy().dtype
         size = self.size or tuple(image.shape[-2:])
         image, semantic_map = self._place(image, semantic_map, size, rare=_chance(config.rare_class_crop))
         if _chance(config.copy_paste) and other is not None and self.rare_classes:
             other_image, other_map = self._place(*(other() if callable(other) else other), size, rare=True)
-            rare = torch.stack([other_map == k for k in self.rare_classes]).any(0)
-            pasted = rare & (semantic_map != OUTSIDE)
-            image = torch.where(pasted, other_image, image)
-            semantic_map = torch.where(pasted, other_map, semantic_map)
+            ids, other_ids = semantic_map.numpy(), other_map.numpy()
+            pasted = np.logical_or.reduce([other_ids == k for k in self.rare_classes]) & (ids != OUTSIDE)
+            image, semantic_map = put(image, other_image, pasted), put(semantic_map, other_map, pasted)
         image = self._recolour(image)
         if _chance(config.cutout):
             semantic_map = _erase(semantic_map)
-        outside = semantic_map == OUTSIDE
+        ids = semantic_map.numpy()
+        outside = ids == OUTSIDE
+        ids = ids.astype(stored)
         if outside.any():
-            image = torch.where(outside, self._fill(image), image)
-            semantic_map = semantic_map.masked_fill(outside, self.ignore_index)
-        return image.contiguous(), semantic_map.to(dtype).contiguous()
+            image = put(image, self._fill(image), outside)
+            ids[outside] = self.ignore_index
+        return image.contiguous(), torch.from_numpy(ids)
 
     def _place(self, image: Tensor, semantic_map: Tensor, size: tuple[int, int], rare: bool) -> Pair:
-        """Scales, crops, rotates and flips; the map is int64 from here on, and OUTSIDE beyond the image."""
+        """Scales, crops, rotates and flips; the map gets a signed type, for OUTSIDE beyond the image."""
         config = self.config
-        image, semantic_map = _workable(image), semantic_map.long()
+        image = workable(image)
         scale, angle = _uniform(*config.scale), _uniform(-config.rotation, config.rotation)
         # More is cut out before a rotation, so that the corners show the image where there is one.
         cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
@@ -205,13 +209,7 @@ class Augmentation:
         corner = [c - (b - a) // 2 for c, a, b in zip(corner, window, larger, strict=True)]
         image, semantic_map = self._cut(image, semantic_map, corner, larger, turned)
         if angle:
-            fill = self._fill(image).flatten().tolist()
-            image = F.rotate(image, angle, InterpolationMode.BILINEAR, fill=fill)
-            # float64 holds every id exactly; v2's own choice, float32, stops at 2^24.
-            semantic_map = F.rotate(semantic_map[None].double(), angle, fill=OUTSIDE)[0].long()
-            top, left = ((b - a) // 2 for a, b in zip(size, turned, strict=True))
-            image = F.crop(image, top, left, *size)
-            semantic_map = F.crop(semantic_map, top, left, *size)
+            image, semantic_map = rotate(image, semantic_map, angle, size)
         for probability, axis in ((config.horizontal_flip, -1), (config.vertical_flip, -2)):
             if _chance(probability):
                 image, semantic_map = image.flip(axis), semantic_map.flip(axis)
@@ -219,15 +217,15 @@ class Augmentation:
 
     def _corner(self, semantic_map: Tensor, window: list[int], rare: bool) -> list[int]:
         """Draws the top left corner of the crop, the best of up to MAX_DRAWS; negative in a smaller image."""
-        limit = self.config.max_class_share
-        room = [side - size for side, size in zip(semantic_map.shape, window, strict=True)]
-        rare_here = [k for k in self.rare_classes if (semantic_map == k).any()] if rare else []
+        limit, ids = self.config.max_class_share, semantic_map.numpy()
+        room = [side - size for side, size in zip(ids.shape, window, strict=True)]
+        rare_here = [k for k in self.rare_classes if (ids == k).any()] if rare else []
         best, best_share = [0, 0], math.inf
         for _ in range(MAX_DRAWS):
             if rare_here:
-                places = (semantic_map == _pick(rare_here)).nonzero()
+                place = int(_pick(np.flatnonzero(ids == _pick(rare_here))))
                 spread = (round(_uniform(0.25, 0.75) * size) for size in window)
-                corner = [at - back for at, back in zip(_pick(places).tolist(), spread, strict=True)]
+                corner = [at - back for at, back in zip(divmod(place, ids.shape[1]), spread, strict=True)]
                 corner = [min(max(at, min(0, r)), max(0, r)) for at, r in zip(corner, room, strict=True)]
             else:
                 corner = [_integer(min(0, r), max(0, r)) for r in room]
@@ -235,16 +233,17 @@ class Augmentation:
                 return corner
             top, left = (max(0, c) for c in corner)
             bottom, right = (c + size for c, size in zip(corner, window, strict=True))
-            share = self._largest_share(semantic_map[top:bottom, left:right])
+            share = self._largest_share(ids[top:bottom, left:right])
             if share < best_share:
                 best, best_share = corner, share
             if share <= limit:
                 break
         return best
 
-    def _largest_share(self, semantic_map: Tensor) -> float:
+    def _largest_share(self, ids: np.ndarray) -> float:
         """Returns the share of the largest class among the labelled pixels; 1 where there are none."""
-        counts = torch.bincount(semantic_map.flatten())
+        ids = ids if ids.dtype == np.uint8 else ids.astype(np.int64)
+        counts = torch.bincount(torch.from_numpy(ids.flatten()))
         counts[self.ignore_index : self.ignore_index + 1] = 0
         total = int(counts.sum())
         return int(counts.max()) / total if total else 1.0
@@ -261,32 +260,36 @@ class Augmentation:
             inside.append(slice(first, last))
             target.append((begin, max(end, begin + 1)))
         (top, bottom), (left, right) = target
-        image = F.resize(image[:, *inside], [bottom - top, right - left], antialias=True)
-        semantic_map = _resize_map(semantic_map[*inside], bottom - top, right - left)
+        image = F.resize(packed(image[:, *inside]), [bottom - top, right - left], antialias=True)
+        ids = resize_map(semantic_map[*inside], bottom - top, right - left).numpy()
+        ids = ids.astype(_SIGNED.get(ids.dtype, ids.dtype))
         if [bottom - top, right - left] == size:
-            return image, semantic_map
-        padded = self._fill(image).expand(-1, *size).clone()
-        padded[:, top:bottom, left:right] = image
-        padded_map = torch.full(size, OUTSIDE)
-        padded_map[top:bottom, left:right] = semantic_map
-        return padded, padded_map
+            return image.contiguous(), torch.from_numpy(ids)
+        padded = torch.empty(len(image), *size, dtype=image.dtype)
+        for channel, value in zip(padded, self._fill(image).flatten().tolist(), strict=True):
+            channel.fill_(value)
+        padded.numpy()[:, top:bottom, left:right] = image.numpy()
+        padded_ids = np.full(size, OUTSIDE, ids.dtype)
+        padded_ids[top:bottom, left:right] = ids
+        return padded, torch.from_numpy(padded_ids)
 
     def _recolour(self, image: Tensor) -> Tensor:
         config = self.config
         if config.photometric > 0:
-            image = _photometric(image, config.photometric)
+            strength = config.photometric
+            brightness, contrast, saturation = (1 + strength * _uniform(-0.5, 0.5) for _ in range(3))
+            image = recolour(image, brightness, contrast, saturation, turn=strength * _uniform(-0.3, 0.3))
         if _chance(config.autocontrast):
-            image = _in_unit_range(image, F.autocontrast)
+            image = in_unit_range(image, F.autocontrast)
         if _chance(config.equalize):
-            image = _in_unit_range(image, F.equalize)
+            image = in_unit_range(image, F.equalize)
         if _chance(config.blur):
             sigma = _uniform(0.3, 1.5)
             reach = math.ceil(2 * sigma)
             if reach < min(image.shape[-2:]):  # else there is nothing to reflect at the border
-                image = F.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
+                image = blur(image, sigma, reach)
         if _chance(config.sharpen):
-            factor = _uniform(1.5, 3.0)
-            image = _in_unit_range(image, lambda channels: F.adjust_sharpness(channels, factor))
+            image = sharpen(image, _uniform(1.5, 3.0))
         return image
 
     def _fill(self, image: Tensor) -> Tensor:
@@ -294,48 +297,6 @@ class Augmentation:
         mean = torch.tensor(self.mean, dtype=torch.float64)
         mean = mean if image.is_floating_point() else mean.round()
         return mean.to(image.dtype).expand(image.shape[0])[:, None, None]
-
-
-def _workable(image: Tensor) -> Tensor:
-    """The image in a type that v2's kernels know."""
-    return image if image.dtype == torch.uint8 or image.is_floating_point() else image.float()
-
-
-def _photometric(image: Tensor, strength: float) -> Tensor:
-    """Brightness, contrast and, on three channels, saturation and hue: one linear map of the colours.
-
-    Hue is turned in the chroma plane of YIQ, which is linear; HSV's takes ten times as long.
-    """
-    brightness, contrast, saturation = (1 + strength * _uniform(-0.5, 0.5) for _ in range(3))
-    turn = strength * _uniform(-0.3, 0.3)  # radians
-    channels = image.shape[0]
-    values = image.reshape(channels, -1).to(torch.promote_types(image.dtype, torch.float32))
-    centre = values.mean(1, keepdim=True)
-    if channels == 3:
-        # Rows: luma, I, Q of the NTSC standard.
-        yiq = values.new_tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-        cos, sin = saturation * math.cos(turn), saturation * math.sin(turn)
-        chroma = values.new_tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-        colours = torch.linalg.inv(yiq) @ chroma @ yiq
-        centre = (yiq[:1] @ centre).expand(3, 1)
-        values = torch.addmm(
-            (brightness * (1 - contrast)) * centre, (brightness * contrast) * colours, values
-        )
-    else:
-        values = brightness * (contrast * values + (1 - contrast) * centre)
-    if not image.is_floating_point():
-        values = values.clamp_(0, 255).round_()
-    return values.to(image.dtype).reshape(image.shape)
-
-
-def _in_unit_range(image: Tensor, operation: Callable[[Tensor], Tensor]) -> Tensor:
-    """Applies a kernel channel by channel; v2 wants one or three channels, and floats between 0 and 1."""
-    if image.dtype == torch.uint8:
-        return operation(image[:, None])[:, 0]
-    low, high = image.aminmax()
-    if not high > low:
-        return image
-    return operation((image[:, None] - low) / (high - low))[:, 0] * (high - low) + low
 
 
 def _erase(semantic_map: Tensor) -> Tensor:
@@ -346,19 +307,6 @@ def _erase(semantic_map: Tensor) -> Tensor:
     top, left = (_integer(0, length - size) for length, size in zip(shape, sizes, strict=True))
     semantic_map = semantic_map.clone()
     semantic_map[top : top + sizes[0], left : left + sizes[1]] = OUTSIDE
-    return semantic_map
-
-
-def _resize_map(semantic_map: Tensor, height: int, width: int) -> Tensor:
-    """Nearest by indexing: exact for every id, and about the same pixel centres as the bilinear image.
-
-    v2 resizes masks through float32, and by legacy `nearest`, which lies half a pixel off.
-    """
-    for axis, size in enumerate((height, width)):
-        length = semantic_map.shape[axis]
-        if size != length:
-            index = (2 * torch.arange(size) + 1) * length // (2 * size)
-            semantic_map = semantic_map.index_select(axis, index)
     return semantic_map
 
 

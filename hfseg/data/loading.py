@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import math
 import multiprocessing
+import os
 import signal
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,30 +19,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from hfseg.data.augment import resize
+from hfseg.data.decoded import DecodedRows
 from hfseg.data.images import Sample, read_row
+from hfseg.data.preparation import Key, Preparation, sample_seed
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
-
-Key = tuple[int, int]  # (epoch, index)
-
-
-def sample_seed(seed: int, epoch: int, index: int) -> int:
-    """Returns the seed of everything drawn for one sample.
-
-    Args:
-        seed: The run's seed.
-        epoch: Pass over the data.
-        index: Row of the data.
-
-    Returns:
-        A 63-bit integer.
-
-    Example:
-        >>> sample_seed(0, 1, 2) == sample_seed(0, 1, 2) != sample_seed(0, 2, 1)
-        True
-    """
-    return int(np.random.SeedSequence([seed, epoch, index]).generate_state(1, np.uint64)[0] >> 1)
 
 
 class EpochBatches:
@@ -80,65 +62,6 @@ class EpochBatches:
             epoch, batch = epoch + 1, 0
 
 
-class Preparation:
-    """Turns a sample into what the network takes: resized, augmented, normalised.
-
-    Args:
-        augmentation: From (image, map) tensors to (image, map) tensors.
-        processor: The image processor of the checkpoint, for its rescaling and normalisation.
-        image_size: Resize before the augmentation; None leaves the size.
-        seed: The run's seed.
-    """
-
-    def __init__(self, augmentation: Callable, processor, image_size=None, seed: int = 42):
-        self.augmentation, self.image_size, self.seed = augmentation, image_size, seed
-        self.processor = processor
-
-    def tensors(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the resized image and map.
-
-        Args:
-            sample: A decoded sample, (H, W, C) and (H, W).
-
-        Returns:
-            Tensors (C, h, w) and (h, w) of int64 class ids.
-        """
-        image = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
-        semantic_map = torch.from_numpy(sample.semantic_map.astype(np.int64))
-        return resize(image, semantic_map, self.image_size) if self.image_size else (image, semantic_map)
-
-    def augmented(self, sample: Sample, key: Key, other: Callable[[], Sample] | None = None):
-        """Returns the augmented image and map, a pure function of (seed, key).
-
-        Args:
-            sample: A decoded sample.
-            key: (epoch, index).
-            other: Gives another sample, for copy-paste.
-
-        Returns:
-            Tensors (C, h, w), not yet normalised, and (h, w).
-        """
-        image, semantic_map = self.tensors(sample)
-        with torch.random.fork_rng(devices=[]):  # or dropout in this process would see other numbers
-            torch.manual_seed(sample_seed(self.seed, *key))
-            return self.augmentation(image, semantic_map, other and (lambda: self.tensors(other())))
-
-    def __call__(self, sample: Sample, key: Key, other: Callable[[], Sample] | None = None) -> dict:
-        """Returns one sample of a batch.
-
-        Args:
-            sample: A decoded sample.
-            key: (epoch, index).
-            other: Gives another sample, for copy-paste.
-
-        Returns:
-            `pixel_values` (C, h, w), `labels` (h, w) int64, `name`.
-        """
-        image, semantic_map = self.augmented(sample, key, other)
-        pixels = self.processor(image, return_tensors="pt", do_resize=False, input_data_format="channels_first")
-        return {"pixel_values": pixels["pixel_values"][0], "labels": semantic_map.long(), "name": sample.name}
-
-
 class TrainingSet(Dataset):
     """Rows of a data set as training samples; indexed by (epoch, index), or by index (epoch 0).
 
@@ -150,11 +73,13 @@ class TrainingSet(Dataset):
         prepare: What turns a sample into tensors.
         channels: Bands of the network.
         on_bad_sample: `stop`, or `skip`, which takes the next row instead and names the bad one in `skipped`.
+        cache: Keeps what was decoded; None decodes each time.
     """
 
-    def __init__(self, rows, schema: LabelSchema, prepare: Preparation, channels=3, on_bad_sample="stop"):
+    def __init__(self, rows, schema: LabelSchema, prepare: Preparation, channels=3, on_bad_sample="stop",
+                 cache: DecodedRows | None = None):
         self.rows, self.schema, self.prepare = rows, schema, prepare
-        self.channels, self.on_bad_sample = channels, on_bad_sample
+        self.channels, self.on_bad_sample, self.cache = channels, on_bad_sample, cache
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -171,6 +96,8 @@ class TrainingSet(Dataset):
         Raises:
             BadSample: When it cannot be used.
         """
+        if self.cache:
+            return self.cache.read(index, lambda: read_row(self.rows[index], self.schema, self.channels))
         return read_row(self.rows[index], self.schema, self.channels)
 
     def augmented(self, key: Key) -> tuple[torch.Tensor, torch.Tensor]:
@@ -266,7 +193,7 @@ def collate(items: list[dict]) -> dict:
         items: Samples with `pixel_values` (C, h, w), `labels` (h, w), and any names.
 
     Returns:
-        `pixel_values` (B, C, h, w) float32, `labels` (B, h, w) int64, `names` and `skipped`.
+        `pixel_values` (B, C, h, w), `labels` (B, h, w), both of the samples' types, `names` and `skipped`.
 
     Raises:
         UserError: When the sizes differ.
@@ -300,7 +227,7 @@ def model_inputs(items: list[dict]) -> dict:
 
 
 def train_loader(data: TrainingSet | StreamingSet, batch_size: int, *, seed: int = 42, rank: int = 0,
-                 world: int = 1, start: int = 0, num_workers: int = 0, pin_memory: bool = False) -> DataLoader:
+                 world: int = 1, start: int = 0, num_workers: int | None = 0, pin_memory: bool = False) -> DataLoader:
     """Returns a loader without end that begins at batch `start`.
 
     Args:
@@ -310,7 +237,8 @@ def train_loader(data: TrainingSet | StreamingSet, batch_size: int, *, seed: int
         rank: This process.
         world: Number of processes.
         start: The first batch.
-        num_workers: Worker processes; the batches do not depend on it. A stream is read by this process.
+        num_workers: Worker processes, started once for all epochs; the batches do not depend on it. A stream is read
+            by this process. None is 0.
         pin_memory: Whether batches go to page-locked memory.
 
     Returns:
@@ -322,13 +250,33 @@ def train_loader(data: TrainingSet | StreamingSet, batch_size: int, *, seed: int
     common = {"collate_fn": collate, "pin_memory": pin_memory, "generator": torch.Generator()}
     if isinstance(data, StreamingSet):
         return DataLoader(data, batch_size=batch_size, **common)
-    batches = EpochBatches(len(data), batch_size, seed, rank, world, start)
+    batches, num_workers = EpochBatches(len(data), batch_size, seed, rank, world, start), num_workers or 0
     if num_workers:
         common["collate_fn"], data = _collate_or_error, _ErrorsAsItems(data)
     return _Loader(
         data, batch_sampler=batches, num_workers=num_workers, prefetch_factor=4 if num_workers else None,
         worker_init_fn=_start_worker if num_workers else None, **common,
     )
+
+
+def worker_count(asked: int | None, on_gpu: bool) -> int:
+    """Returns how many processes prepare batches for one training process.
+
+    Args:
+        asked: The recipe's `data.num_workers`.
+        on_gpu: Whether training runs on a GPU. On the CPU, workers take from it what they give.
+
+    Returns:
+        `asked`; if that is None, 0 on the CPU, else up to 8 and one less than this process' share of the cores.
+
+    Example:
+        >>> worker_count(3, on_gpu=True), worker_count(None, on_gpu=False)
+        (3, 0)
+    """
+    if asked is not None or not on_gpu:
+        return asked or 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1)) - 1))
 
 
 @contextmanager
