@@ -101,7 +101,8 @@ def evaluate(arguments: list[str]) -> None:
     """Score a model on a split."""
     parser = Parser("hfseg evaluate", description=(
         "Score a model at the original size of every image.\n"
-        "Takes --data.* flags (--data.labels.names, --data.image_column, ...) for data that needs them."))
+        "Takes --data.* flags (--data.labels.names, --data.image_column, ...) for data that needs them.\n"
+        "A run is scored in the tiles and views of its recipe, unless --tile and --tta say otherwise."))
     parser.add_argument("model", help="run directory, folder or hub id")
     parser.add_argument("--data", required=True, help="folder or hub id")
     parser.add_argument("--split", help="which split; found if not given")
@@ -110,6 +111,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--limit", type=positive, help="score the first n images only")
     parser.add_argument("--on_bad_sample", choices=["stop", "skip"], default="stop", help="default: stop")
     parser.add_argument("--revision", help="of a model on the hub")
+    add_inference_flags(parser)
     options, flags = parser.parse_known_args(arguments)
     if options.output:
         make_room(Path(options.output))
@@ -118,7 +120,8 @@ def evaluate(arguments: list[str]) -> None:
 
     results = score(
         options.model, options.data, split=options.split, overrides=flags, batch_size=options.batch_size,
-        limit=options.limit, on_bad_sample=options.on_bad_sample, revision=options.revision, verbose=True, say=print,
+        limit=options.limit, on_bad_sample=options.on_bad_sample, tile=options.tile, tta=options.tta,
+        revision=options.revision, verbose=True, say=print,
     )  # fmt: skip
     width = max(len(name) for name in (*results["per_category_iou"], "overall_accuracy")) + 2
     print(f"{'class':<{width}}{'IoU':>8}{'F1':>8}")
@@ -142,13 +145,14 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="images, folders, globs")
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument("--revision", help="of a model on the hub")
+    add_inference_flags(parser)
     options = parser.parse_args(arguments)
     output = Path(options.output).expanduser()
     make_room(output / "map.png")
     from hfseg.prediction import find_images, predict_files
 
     files = find_images(options.inputs)
-    written = predict_files(options.model, files, output, options.revision)
+    written = predict_files(options.model, files, output, options.revision, tile=options.tile, tta=options.tta)
     print(f"{written} of {len(files)} images written to {output}")
     if written < len(files):
         raise UserError(f"{len(files) - written} of {len(files)} images could not be read",
@@ -288,6 +292,19 @@ def check_data_flags(flags: list[str]) -> None:
     for flag in flags:
         if flag.startswith("--") and not flag.startswith("--data."):
             raise UserError(f"this command takes no {flag.partition('=')[0]}", "--data.* and what --help lists")
+
+
+def add_inference_flags(parser: Parser) -> None:
+    """Adds the flags that say how images are shown to the network.
+
+    Args:
+        parser: Of a command that uses a model.
+    """
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help=(
+        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images"))
+    parser.add_argument("--tta", metavar="VIEWS", help=(
+        "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
+        "'' for none"))
 
 
 def positive(text: str) -> int:

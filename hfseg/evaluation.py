@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,15 @@ from tqdm.auto import tqdm
 
 from hfseg.data import SegmentationData, load_recipe_data
 from hfseg.data.images import Sample, read_row
+from hfseg.drawing import draw_panels
 from hfseg.errors import BadSample, UserError
+from hfseg.inference.reading import read_ahead
+from hfseg.inference_settings import check_tile, read_tta
 from hfseg.labels import LabelSchema
 from hfseg.metrics.scores import scores_from_matrix, to_json_ready
 from hfseg.models import saved_schema
-from hfseg.ops import confusion_counts, upsample_argmax
+from hfseg.ops import confusion_counts, upsample_confusion
 from hfseg.recipe_reading import load_recipe
-from hfseg.result import draw_panels
 from hfseg.run_directory import RECIPE
 from hfseg.segmenter import Segmenter
 
@@ -43,14 +46,22 @@ class Evaluator:
         channels: Bands that the network takes.
         schema: How to read the label maps; that of the data if not given.
         to_model: Class id of the data -> class id of the model; None where they are the same.
+        tile: As for `Segmenter`: 0 for whole images, None for what the segmenter does. So for the other:
+        tta: As for `Segmenter`; empty for none.
+
+    Raises:
+        UserError: For tiles or views that cannot be.
     """
 
     def __init__(self, data: SegmentationData, split: str, *, batch_size: int = 8, on_bad_sample: str = "stop",
                  limit: int | None = None, channels: int = 3, schema: LabelSchema | None = None,
-                 to_model: np.ndarray | None = None):
+                 to_model: np.ndarray | None = None, tile: int | None = None,
+                 tta: str | Iterable[str | float] | None = None):
         self.data, self.split, self.schema = data, split, schema or data.schema
         self.batch_size, self.on_bad_sample, self.limit = batch_size, on_bad_sample, limit
         self.channels, self.to_model = channels, to_model
+        check_tile(tile or None)
+        self.tile, self.tta = tile, None if tta is None else read_tta(tta)
         # In a model's ids, 255 may be a class: what is ignored in the data gets an id after all of them.
         self.ignore_index = self.schema.ignore_index if to_model is None else int(np.iinfo(np.uint16).max) + 1
         self.skipped: list[str] = []
@@ -61,7 +72,8 @@ class Evaluator:
 
         Args:
             segmenter: What predicts.
-            objective: Loss of (logits, labels), averaged over images as `loss`.
+            objective: Loss of (logits, labels), averaged over images as `loss`. With tiles it gets the blended logits
+                of an image in one piece, which then have to fit into memory.
             accelerator: Of a run with several processes.
             verbose: Whether to show a progress bar.
 
@@ -77,18 +89,19 @@ class Evaluator:
         names = [segmenter.model.config.id2label[i] for i in range(segmenter.model.config.num_labels)]
         matrix = np.zeros((len(names), len(names)), np.int64)
         totals = np.zeros(3, np.float64)  # loss, images, skipped
-        self.skipped = []
-        for batch in _grouped(self._samples(rank, world, verbose), self.batch_size):
-            logits = segmenter.logits([sample.image for sample in batch])
-            size = batch[0].image.shape[:2]
-            predictions = upsample_argmax(logits, size).cpu().numpy()
-            for number, (sample, prediction) in enumerate(zip(batch, predictions)):
-                reference = self._reference(sample)
-                matrix += confusion_counts(reference, prediction, len(names), self.ignore_index)
-                if objective is not None:
-                    labels = torch.from_numpy(reference.astype(np.int64))[None].to(logits.device)
-                    totals[0] += float(objective(logits[number][None], labels))
-                totals[1] += 1
+        self.skipped, segmenter = [], self._as_wanted(segmenter)
+        with closing(self._samples(rank, world, verbose)) as samples:
+            for batch in _grouped(samples, self.batch_size):
+                totals[1] += len(batch)
+                if objective is None and segmenter.needs_tiles(batch[0].image.shape):  # logits are never whole
+                    for sample, prediction in zip(batch, segmenter.predict_maps([sample.image for sample in batch])):
+                        matrix += confusion_counts(self._reference(sample), prediction, len(names), self.ignore_index)
+                    continue
+                for logits, reference in self._compared(segmenter, batch):
+                    matrix += upsample_confusion(logits, reference, len(names), self.ignore_index)
+                    if objective is not None:
+                        labels = torch.from_numpy(reference.astype(np.int64))[None].to(logits.device)
+                        totals[0] += float(objective(logits[None], labels))
         totals[2] = len(self.skipped)
         if world > 1:
             matrix, totals = self._added_up(accelerator, matrix, totals)
@@ -106,11 +119,13 @@ class Evaluator:
         """Returns what a score depends on besides the weights: scores compare where it is equal.
 
         Returns:
-            Plain values: the data and its split, how many images, and a hash of which ones.
+            Plain values: the data and its split, how many images, a hash of which ones, and tiles and views if the
+            evaluator was given any.
         """
         ids = [] if self.data.streaming else self.data[self.split]["image_id"][: self._length()]
         which = hashlib.sha256("\n".join(map(str, ids)).encode("utf-8", "replace")).hexdigest()
-        return [self.data.source, self.split, self._length(), which]
+        shown = [self.tile or None, list(self.tta or ())]  # nothing where there is nothing, as in earlier versions
+        return [self.data.source, self.split, self._length(), which, *(shown if any(shown) else ())]
 
     def draw_samples(self, segmenter: Segmenter, folder: Path, count: int) -> list[Path]:
         """Draws panels of image, truth and prediction, spread over the split.
@@ -127,6 +142,7 @@ class Evaluator:
         picked = np.unique(np.linspace(0, max(0, total - 1), count).astype(int)) if total else np.arange(count)
         wanted, files = set(picked.tolist()), []
         folder.mkdir(parents=True, exist_ok=True)
+        segmenter = self._as_wanted(segmenter)
         names = list(segmenter.model.config.id2label.values())
         for _, sample in self._rows(wanted):
             [prediction] = segmenter.predict_maps([sample.image])
@@ -141,37 +157,52 @@ class Evaluator:
         count = len(self.data[self.split])
         return min(count, self.limit) if self.limit else count
 
+    def _as_wanted(self, segmenter: Segmenter) -> Segmenter:
+        return segmenter.using(tile=self.tile, tta=self.tta)
+
+    def _compared(self, segmenter: Segmenter, batch: list[Sample]) -> Iterator[tuple[torch.Tensor, np.ndarray]]:
+        """Logits (n, h, w) and reference (H, W) of each sample, such that the one stretched lies on the other."""
+        if not segmenter.needs_tiles(batch[0].image.shape):
+            logits = segmenter.logits([sample.image for sample in batch])
+            yield from zip(logits, map(self._reference, batch))
+            return
+        for sample in batch:
+            tiles, reference = segmenter.tiles(sample.image), self._reference(sample).astype(np.int64)
+            beyond = [(0, covered - side) for covered, side in zip(tiles.covered, reference.shape)]
+            yield tiles.logits(), np.pad(reference, beyond, constant_values=self.ignore_index)
+
     def _rows(self, wanted: set[int]) -> Iterator[tuple[int, Sample]]:
         """Decodes the rows of these numbers, passing over what cannot be used."""
         rows = self.data[self.split]
-        source = ((i, rows[i]) for i in sorted(wanted)) if not self.data.streaming else enumerate(
-            rows.take(max(wanted) + 1))
-        for index, row in source:
-            if index in wanted:
-                try:
-                    yield index, read_row(row, self.schema, self.channels)
-                except BadSample as error:
-                    if self.on_bad_sample != "skip":
-                        raise
-                    self.skipped.append(str(error))
+        if not self.data.streaming:
+            return self._decoded((i, rows[i]) for i in sorted(wanted))
+        return self._decoded((i, row) for i, row in enumerate(rows.take(max(wanted) + 1)) if i in wanted)
+
+    def _decoded(self, rows: Iterable[tuple[int, dict]]) -> Iterator[tuple[int, Sample]]:
+        """Decodes rows while the network computes, passing over what cannot be used."""
+
+        def read(pair: tuple[int, dict]) -> tuple[int, Sample]:
+            return pair[0], read_row(pair[1], self.schema, self.channels)
+
+        with closing(read_ahead(read, rows, ahead=self.batch_size)) as items:
+            for item in items:
+                if not isinstance(item, Exception):
+                    yield item
+                elif self.on_bad_sample == "skip" and isinstance(item, BadSample):
+                    self.skipped.append(str(item))
+                else:
+                    raise item
 
     def _samples(self, rank: int, world: int, verbose: bool) -> Iterator[Sample]:
         length = self._length()
         if length is None:  # a stream without a limit: one pass, every n-th row
-            for index, row in enumerate(tqdm(self.data[self.split], desc="evaluation", disable=not verbose,
-                                             leave=False, delay=2)):
-                if index % world == rank:
-                    try:
-                        yield read_row(row, self.schema, self.channels)
-                    except BadSample as error:
-                        if self.on_bad_sample != "skip":
-                            raise
-                        self.skipped.append(str(error))
-            return
-        mine = set(range(rank, length, world))
-        bar = tqdm(self._rows(mine), total=len(mine), desc="evaluation", unit="img", leave=False, delay=2,
-                   disable=not (verbose and rank == 0))
-        for _, sample in bar:
+            bar = tqdm(self.data[self.split], desc="evaluation", disable=not verbose, leave=False, delay=2)
+            decoded = self._decoded((i, row) for i, row in enumerate(bar) if i % world == rank)
+        else:
+            mine = set(range(rank, length, world))
+            decoded = tqdm(self._rows(mine), total=len(mine), desc="evaluation", unit="img", leave=False, delay=2,
+                           disable=not (verbose and rank == 0))
+        for _, sample in decoded:
             yield sample
 
     def _reference(self, sample: Sample) -> np.ndarray:
@@ -203,7 +234,8 @@ class Evaluator:
             "ignore_index": self.schema.ignore_index,
             "averaging": "one confusion matrix over all pixels of the split; classes that occur in neither "
                          "reference nor prediction are left out of the mean",
-            "test_time_augmentation": None,
+            "tile": {"size": segmenter.tile, "overlap": segmenter.tile_overlap} if segmenter.tile else None,
+            "test_time_augmentation": list(segmenter.tta) or None,
             "skipped_images": skipped,
             "date": datetime.date.today().isoformat(),
             "versions": {"hfseg": hfseg.__version__, "torch": torch.__version__,
@@ -212,8 +244,9 @@ class Evaluator:
 
 
 def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limit: int | None = None,
-             on_bad_sample: str = "stop", overrides: Sequence[str] = (), revision: str | None = None,
-             token: str | None = None, verbose: bool = False, say=None) -> dict:
+             on_bad_sample: str = "stop", tile: int | None = None, tta: str | Iterable[str | float] | None = None,
+             overrides: Sequence[str] = (), revision: str | None = None, token: str | None = None,
+             verbose: bool = False, say=None) -> dict:
     """Scores a model on a split of some data, at the original size of every image.
 
     A run of hfseg reads the label maps as it did in training. The classes of any other checkpoint are aligned with
@@ -226,6 +259,9 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
         batch_size: Images of one size per forward pass.
         limit: Score the first n images only.
         on_bad_sample: `stop` or `skip`.
+        tile: Side of the windows in which larger images are computed, as for `Segmenter`; 0 for whole images, None for
+            what the segmenter does or the run's recipe says.
+        tta: Test-time augmentation, as for `Segmenter`; empty for none, None as for `tile`.
         overrides: Flags such as `["--data.labels.binary", "true"]`, for a path or hub id that needs them.
         revision: Of a model on the hub.
         token: Hub token.
@@ -256,6 +292,9 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
     else:
         segmenter = Segmenter.from_pretrained(str(model), revision=revision, token=token)
         trained = saved_schema(str(model), revision, token)
+        if (Path(str(model)) / RECIPE).is_file():  # so that the score of the run is found again
+            said = load_recipe(str(model)).eval
+            tile, tta = said.tile if tile is None else tile, said.tta if tta is None else tta
     if isinstance(data, (str, Path)):
         run = str(model) if trained and Path(str(model)).is_dir() else os.devnull
         data = _open(run, str(data), overrides, on_bad_sample, trained)
@@ -276,7 +315,7 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
         say("note: there is no validation split; this scores the training split")
     evaluator = Evaluator(
         data, chosen, schema=schema, batch_size=batch_size, on_bad_sample=on_bad_sample, limit=limit,
-        channels=segmenter.channels, to_model=align_classes(schema, names, say),
+        channels=segmenter.channels, to_model=align_classes(schema, names, say), tile=tile, tta=tta,
     )  # fmt: skip
     results = evaluator.run(segmenter, verbose=verbose)
     for text in evaluator.skipped:

@@ -6,7 +6,10 @@ import glob
 import json
 import os
 import sys
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,16 +20,26 @@ from hfseg.segmenter import Segmenter
 
 RESULT_ENDINGS = ("_semantic_map", "_overlay", "_segment_map")  # of the pictures that `hfseg predict` writes
 MOST_BYTES = 120  # of a result's stem: file systems take 255 for a name
+SAVERS = 2  # threads that write results; as many more may wait
 
 
-def predict_files(model: str, files: list[Path], output: Path, revision: str | None = None) -> int:
+def predict_files(
+    model: str, files: list[Path], output: Path, revision: str | None = None, *, tile: int | None = None,
+    tta: str | Iterable[str | float] | None = None, batch_size: int = 4,
+) -> int:
     """Writes a semantic map, an overlay and the areas of each image.
+
+    Files are read and results written in threads while the network computes. Every result that was begun is written
+    whole, also when the command is stopped.
 
     Args:
         model: Run directory, folder or hub id.
         files: The images.
         output: Folder to write to; made when needed.
         revision: Of a model on the hub.
+        tile: As for `Segmenter`; 0 or None for whole images.
+        tta: As for `Segmenter`.
+        batch_size: Images that are read before the network starts on them; large ones, in tiles, come one by one.
 
     Returns:
         How many images were written; what is wrong with each of the others is printed.
@@ -34,16 +47,25 @@ def predict_files(model: str, files: list[Path], output: Path, revision: str | N
     Raises:
         UserError: When the model cannot be read, or a result would replace a file that is no result.
     """
-    segmenter, stems, written = Segmenter.from_pretrained(model, revision=revision), unique_stems(files), 0
+    segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile or None, tta=tta)
+    stems, waiting, written = unique_stems(files), deque[Future](), 0
     protect(output, stems, files)
-    for file, stem in tqdm(list(zip(files, stems)), desc="predicting", unit="img", leave=False):
-        try:
-            result = segmenter(file)
-        except BadSample as error:
-            tqdm.write(str(error), file=sys.stderr)
-            continue
-        result.save(output, stem=stem, source=os.fsencode(file).decode(errors="replace"))
-        written += 1
+    results = segmenter.stream(files, 1 if tile else batch_size, on_bad_sample="yield")
+    with ThreadPoolExecutor(SAVERS, "hfseg-save") as savers, closing(results):  # leaving waits for what is begun
+        bar = tqdm(zip(files, stems, results), total=len(files), desc="predicting", unit="img", leave=False)
+        for file, stem, result in bar:
+            if isinstance(result, BadSample):
+                tqdm.write(str(result), file=sys.stderr)
+                continue
+            source = os.fsencode(file).decode(errors="replace")
+            waiting.append(savers.submit(result.save, output, stem=stem, source=source))
+            del result  # or it would be held while the next ones are computed
+            if len(waiting) > 2 * SAVERS:
+                waiting.popleft().result()
+                written += 1
+        for saved in waiting:
+            saved.result()
+            written += 1
     return written
 
 

@@ -5,17 +5,36 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from hfseg.drawing import paint, to_rgb
 from hfseg.errors import UserError, one_of
 from hfseg.labels import Colour
 from hfseg.ops import rle, trace_polygons
+
+
+class _ComputedWhenRead:
+    """A field that may be given as a function, called when the field is first read and forgotten then."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"_{name}"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:  # a dataclass asks for the default
+            return None
+        value = instance.__dict__[self._key]
+        if callable(value):  # two threads may both compute it, and find the same
+            value = instance.__dict__[self._key] = value()
+        return value
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        instance.__dict__[self._key] = value
 
 
 @dataclass(eq=False)
@@ -27,7 +46,8 @@ class Segmentation:
         id2label: Class name by class id.
         palette: (red, green, blue) per class id.
         image: (H, W), (H, W, C) array that was segmented, if overlays and cut-outs are wanted.
-        confidence: (H, W) probability of the class of each pixel.
+        confidence: (H, W) probability of the class of each pixel, or a function of no arguments that gives it: it
+            is called when `confidence` or a segment's score is first read, or the result is pickled or copied.
         segment_map: (H, W) segment ids; by default the segments are the classes.
         segments: With `segment_map`, a dict with `id` and `label_id` (and perhaps `score`) per segment.
 
@@ -44,7 +64,7 @@ class Segmentation:
     id2label: Mapping[int, str]
     palette: Sequence[Colour]
     image: np.ndarray | None = None
-    confidence: np.ndarray | None = None
+    confidence: np.ndarray | Callable[[], np.ndarray] | None = _ComputedWhenRead()
     segment_map: np.ndarray | None = None
     segments: Sequence[Mapping[str, Any]] | None = None
 
@@ -52,12 +72,16 @@ class Segmentation:
         self.id2label = {int(i): str(name) for i, name in self.id2label.items()}
         if (self.segment_map is None) != (self.segments is None):
             raise ValueError("segment_map and segments come together")
-        for name in ("image", "confidence", "segment_map"):
-            array = getattr(self, name)
-            if array is not None and array.shape[:2] != self.semantic_map.shape:
+        given = {"image": self.image, "confidence": self.__dict__["_confidence"], "segment_map": self.segment_map}
+        for name, array in given.items():
+            if array is not None and not callable(array) and array.shape[:2] != self.semantic_map.shape:
                 raise ValueError(f"{name} is {array.shape}, the semantic map {self.semantic_map.shape}")
         if self.segment_map is None:
             self.segment_map = self.semantic_map
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.confidence  # noqa: B018 - a function, and the logits it holds, stay behind
+        return self.__dict__
 
     def __repr__(self) -> str:
         height, width = self.semantic_map.shape
@@ -71,28 +95,39 @@ class Segmentation:
         """One entry per segment: `id`, `label_id`, `label`, `area` (pixels), `bbox` ([left, top, width, height]
         in pixels) and `score` (0 to 1; the mean confidence if none was given, None if that is unknown).
         Without `segment_map`, the segments are the classes that occur, and `id` is the class id."""
-        segments = self.segments
-        if segments is None:
-            present = np.flatnonzero(np.bincount(self.semantic_map.ravel()))
-            segments = [{"id": i, "label_id": i} for i in present.tolist() if i in self.id2label]
         entries = []
-        for segment in segments:
+        for segment in self._segments:
             mask = self.segment_map == segment["id"]
             code = rle.encode(mask)
-            score = segment.get("score")
+            score = segment["score"]
             if score is None and self.confidence is not None and mask.any():
                 score = self.confidence[mask].mean(dtype=np.float64)
             entries.append(
                 {
-                    "id": int(segment["id"]),
-                    "label_id": int(segment["label_id"]),
-                    "label": self.id2label[int(segment["label_id"])],
+                    **segment,
                     "area": rle.area(code),
                     "bbox": rle.bbox(code),
                     "score": None if score is None else float(score),
                 }
             )
         return entries
+
+    @functools.cached_property
+    def _segments(self) -> list[dict[str, Any]]:
+        """`id`, `label_id`, `label` and, where one was given, `score` of each segment: what costs nothing."""
+        segments = self.segments
+        if segments is None:
+            present = np.flatnonzero(np.bincount(self.semantic_map.ravel()))
+            segments = [{"id": i, "label_id": i} for i in present.tolist() if i in self.id2label]
+        return [
+            {
+                "id": int(segment["id"]),
+                "label_id": int(segment["label_id"]),
+                "label": self.id2label[int(segment["label_id"])],
+                "score": segment.get("score"),
+            }
+            for segment in segments
+        ]
 
     def areas(self) -> dict[str, dict[str, float]]:
         """Measure how much of the image each class covers.
@@ -141,13 +176,13 @@ class Segmentation:
             UserError: When this image has no such segment; lists what there is.
         """
         if isinstance(segment, str):
-            names = dict.fromkeys(entry["label"] for entry in self.segments_info)
+            names = dict.fromkeys(entry["label"] for entry in self._segments)
             one_of(segment, names, "class in this image")
-            ids = [entry["id"] for entry in self.segments_info if entry["label"] == segment]
+            ids = [entry["id"] for entry in self._segments if entry["label"] == segment]
         else:
-            ids = [entry["id"] for entry in self.segments_info if entry["id"] == segment]
+            ids = [entry["id"] for entry in self._segments if entry["id"] == segment]
             if not ids:
-                known = ", ".join(str(entry["id"]) for entry in self.segments_info)
+                known = ", ".join(str(entry["id"]) for entry in self._segments)
                 raise UserError(f"no segment {segment} in this image", known or "there is none")
         return np.isin(self.segment_map, ids)
 
@@ -167,7 +202,7 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}", "0 (the image) to 1 (the colours)")
-        return Image.fromarray(_overlay(self.semantic_map, self.palette, self.image, alpha, self.segment_map))
+        return Image.fromarray(paint(self.semantic_map, self.palette, self.image, alpha, self.segment_map))
 
     def cutout(self, segment: str | int) -> Image.Image:
         """Cut a class or a segment out of the image.
@@ -184,7 +219,7 @@ class Segmentation:
         if self.image is None:
             raise UserError("this result holds no image to cut from", fix="make it with image=...")
         mask = self.mask(segment)
-        return Image.fromarray(np.dstack([_rgb(self.image), mask * np.uint8(255)]))
+        return Image.fromarray(np.dstack([to_rgb(self.image), mask * np.uint8(255)]))
 
     # -- files and formats ------------------------------------------------------------------------------
 
@@ -288,124 +323,6 @@ class Segmentation:
             ids = np.stack([ids >> shift & 255 for shift in (0, 8, 16)], -1) if wide else ids
             Image.fromarray(ids.astype(np.uint8 if wide else np.uint16)).save(files["segment_map"])
         return files
-
-
-_PANEL = 360  # pixels of a panel's longer side
-_GAP, _LINE, _FONT = 12, 24, 15
-_PAPER, _INK, _ERROR = (255, 255, 255), (24, 24, 27), (220, 38, 38)
-
-
-def draw_panels(
-    image: np.ndarray,
-    truth: np.ndarray,
-    prediction: np.ndarray,
-    names: Sequence[str],
-    palette: Sequence[Colour],
-    path: str | os.PathLike | None = None,
-) -> Image.Image:
-    """Draw image, truth, prediction and errors side by side, over a legend with the IoU in this image.
-
-    Unlabelled truth is hatched, and errors are red.
-
-    Args:
-        image: (H, W) or (H, W, C).
-        truth: (H, W) class ids; a value that is no class is unlabelled.
-        prediction: (H, W) class ids.
-        names: Class names by class id.
-        palette: (red, green, blue) per class id.
-        path: Where to write the picture, as PNG.
-
-    Returns:
-        The picture.
-    """
-    unlabelled = truth >= len(names)
-    wrong = (truth != prediction) & ~unlabelled
-    scale = _PANEL / max(truth.shape)
-    height, width = (max(1, round(side * scale)) for side in truth.shape)
-    at = np.ix_(*(np.arange(n) * side // n for n, side in zip((height, width), truth.shape, strict=True)))
-    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    photo = np.array(Image.fromarray(_rgb(image)).resize((width, height), resampling))
-    hatch = np.where((np.arange(height)[:, None] + np.arange(width)) // 4 % 2, 60, 100).astype(np.uint8)[..., None]
-
-    truth_panel = _overlay(truth[at], palette[: len(names)], photo, 0.85)
-    truth_panel = np.where(unlabelled[at][..., None], hatch, truth_panel)
-    pale = (0.3 * photo.mean(axis=2, keepdims=True) + 170).astype(np.uint8)
-    errors = np.where(unlabelled[at][..., None], hatch, pale).repeat(3, axis=2)[..., :3]
-    errors[wrong[at]] = _ERROR
-    panels = {
-        "image": photo,
-        "truth": truth_panel,
-        "prediction": _overlay(prediction[at], palette[: len(names)], photo, 0.85),
-        f"errors: {wrong.sum() / max(1, (~unlabelled).sum()):.1%} of pixels": errors,
-    }
-
-    legend = []
-    for i in np.union1d(truth[~unlabelled], prediction).tolist():
-        true, predicted = truth == i, (prediction == i) & ~unlabelled
-        union = (true | predicted).sum()
-        iou = f"  IoU {(true & predicted).sum() / union:.2f}" if union else ""
-        legend.append((tuple(palette[i]), names[i] + iou))
-    if unlabelled.any():
-        legend.append(((80, 80, 80), "unlabelled"))
-    picture = _sheet(panels, legend)
-    if path is not None:
-        picture.save(path)
-    return picture
-
-
-def _sheet(panels: Mapping[str, np.ndarray], legend: Sequence[tuple[Colour, str]]) -> Image.Image:
-    """Lay out titled panels in a row and a legend in columns below."""
-    font = ImageFont.load_default(_FONT)
-    height, width = next(iter(panels.values())).shape[:2]
-    titles = max(font.getlength(title) for title in panels)
-    step = int(max(width, titles)) + _GAP
-    entry = int(max((font.getlength(text) for _, text in legend), default=0)) + 3 * _GAP + _FONT
-    total = step * len(panels) + _GAP
-    columns = max(1, (total - _GAP) // entry)
-    lines = -(-len(legend) // columns)
-    sheet = Image.new("RGB", (max(total, entry + _GAP), _LINE + height + 2 * _GAP + lines * _LINE), _PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for i, (title, panel) in enumerate(panels.items()):
-        draw.text((_GAP + i * step, _LINE // 2), title, _INK, font, anchor="lm")
-        sheet.paste(Image.fromarray(panel), (_GAP + i * step, _LINE))
-    for i, (colour, text) in enumerate(legend):
-        left, middle = _GAP + i % columns * entry, _LINE + height + _GAP + i // columns * _LINE + _LINE // 2
-        half = _FONT // 2
-        draw.rectangle((left, middle - half, left + 2 * half, middle + half), colour, outline=_INK)
-        draw.text((left + 2 * half + 8, middle), text, _INK, font, anchor="lm")
-    return sheet
-
-
-def _overlay(
-    ids: np.ndarray,
-    palette: Sequence[Colour],
-    image: np.ndarray | None,
-    alpha: float,
-    segments: np.ndarray | None = None,
-) -> np.ndarray:
-    """Colour the ids that the palette has, over an image if there is one; (H, W, 3) uint8."""
-    colours = np.zeros((max(int(ids.max()) + 1, len(palette)), 3), dtype=np.float32)
-    colours[: len(palette)] = palette
-    if image is None:
-        return colours.astype(np.uint8)[ids]
-    segments = ids if segments is None else segments
-    edge = np.zeros(ids.shape, dtype=bool)  # the last pixel before another segment
-    edge[:, :-1] |= segments[:, :-1] != segments[:, 1:]
-    edge[:-1] |= segments[:-1] != segments[1:]
-    opacity = np.where(edge, (1 + alpha) / 2, alpha) * (ids < len(palette))
-    base = _rgb(image).astype(np.float32)
-    return np.rint(base + opacity[..., None].astype(np.float32) * (colours[ids] - base)).astype(np.uint8)
-
-
-def _rgb(image: np.ndarray) -> np.ndarray:
-    """Show any array as (H, W, 3) uint8: the first three bands, stretched where they are not 8-bit."""
-    image = image[..., None] if image.ndim == 2 else image
-    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
-    if image.dtype == np.uint8:
-        return image
-    image = np.nan_to_num(image.astype(np.float32))
-    low, high = image.min(), image.max()
-    return np.rint((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
 
 
 def _index_image(ids: np.ndarray, palette: Sequence[Colour]) -> Image.Image:

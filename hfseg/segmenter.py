@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import http.client
 import os
-import threading
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from copy import copy
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hfseg.data.images import decode_image, name_of
 from hfseg.errors import BadSample, UserError, one_of
+from hfseg.inference.evaluation_mode import EvaluationMode
+from hfseg.inference.profiling import Profile, profile_call
+from hfseg.inference.reading import read_ahead, read_image
+from hfseg.inference.test_time_augmentation import averaged_logits
+from hfseg.inference.tiling import Tiles
+from hfseg.inference_settings import FLIPS, check_tile, read_tta
 from hfseg.labels import Colour, make_palette
+from hfseg.models.families import FAMILIES
 from hfseg.ops.upsample import upsample_argmax
 from hfseg.result import Segmentation
 
-_URL_SECONDS = 30
-_URL_BYTES = 500_000_000
 _LEAST_PIXELS = 32  # networks halve the sides five times, and fail on less
+_KEPT_PER_PIXEL = 16  # logits that a result may keep to compute its confidence from, per pixel of the image
 
 
 class Segmenter:
@@ -37,6 +41,13 @@ class Segmenter:
         palette: (red, green, blue) per class id; generated if None.
         device: Where to compute.
         dtype: Float type to compute in, such as `torch.bfloat16`.
+        tile: Side in pixels, a multiple of 32, of the overlapping windows in which images that are larger are
+            computed and blended, in constant memory. Windows are not resized, unless the network takes one size only.
+        tile_overlap: Share of a window's side that neighbours have in common, at least.
+        tta: Test-time augmentation: flips (`horizontal_flip`, `vertical_flip`) and scales (such as 0.75), of which all
+            combinations are averaged with the image as it is; within each window, if there are tiles.
+        channels_last: Memory layout of images and convolutions; faster on many GPUs.
+        compile: Whether to `torch.compile` the network: for many images of few sizes.
 
     Example:
         >>> segmenter = Segmenter.from_pretrained("hfseg/shapes-segformer")
@@ -52,6 +63,12 @@ class Segmenter:
         palette: Sequence[Colour] | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
+        *,
+        tile: int | None = None,
+        tile_overlap: float = 0.25,
+        tta: str | Iterable[str | float] = (),
+        channels_last: bool = False,
+        compile: bool = False,
     ):
         if isinstance(dtype, str):
             dtype = getattr(torch, one_of(dtype, ("float32", "float16", "bfloat16"), "dtype"))
@@ -60,17 +77,17 @@ class Segmenter:
         except (RuntimeError, AssertionError) as error:
             raise UserError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}", "a device of this machine",
                             "device=None takes the best there is") from error
-        self._lock, self._calls, self._training = threading.Lock(), 0, []
+        self.channels_last = channels_last
+        if channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if compile:
+            self.model.compile()
         self.processor = processor
         self.id2label = {int(i): str(name) for i, name in model.config.id2label.items()}
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, "_lock": None, "_calls": 0, "_training": []}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+        self._mode = EvaluationMode(self.model)
+        self._settle(tile, tile_overlap, tta)
 
     @classmethod
     def from_pretrained(
@@ -80,6 +97,9 @@ class Segmenter:
         token: str | None = None,
         device: str | torch.device | None = None,
         dtype: torch.dtype | str | None = None,
+        *,
+        fuse: bool = True,
+        **settings: Any,
     ) -> Segmenter:
         """Load a fine-tuned model from the hub or a folder.
 
@@ -89,6 +109,8 @@ class Segmenter:
             token: Hub token, if not the one that is logged in.
             device: Where to compute; a GPU if there is one, else the CPU.
             dtype: Float type to compute in; float32 if None.
+            fuse: Whether to rewrite the network to one that computes the same with less work, where that is known.
+            **settings: `tile`, `tile_overlap`, `tta`, `channels_last` and `compile`, as above.
 
         Returns:
             The segmenter.
@@ -97,14 +119,54 @@ class Segmenter:
             UserError: When nothing is found there, or it is no finished segmentation model.
         """
         from hfseg.models import load_for_inference, saved_schema
+        from hfseg.models.fusing import fuse as fuse_model
 
         name = os.fspath(name)
         model, processor = load_for_inference(name, revision=revision, token=token)
+        if fuse:
+            fuse_model(model)
         if device is None:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         schema = saved_schema(name, revision, token)
         known = schema is not None and schema.num_labels == model.config.num_labels
-        return cls(model, processor, schema.palette if known else None, device, dtype)
+        return cls(model, processor, schema.palette if known else None, device, dtype, **settings)
+
+    def using(
+        self,
+        tile: int | None = None,
+        tile_overlap: float | None = None,
+        tta: str | Iterable[str | float] | None = None,
+    ) -> Segmenter:
+        """Make a segmenter of the same model with other settings.
+
+        Args:
+            tile: As above; 0 for whole images, None for what this segmenter does. So for the others:
+            tile_overlap: As above.
+            tta: As above; empty for none.
+
+        Returns:
+            Another segmenter; the model is shared.
+
+        Raises:
+            UserError: For settings that cannot be.
+        """
+        other = copy(self)
+        other._settle(
+            self.tile if tile is None else tile or None,
+            self.tile_overlap if tile_overlap is None else tile_overlap,
+            self.tta if tta is None else tta,
+        )
+        return other
+
+    def _settle(self, tile: int | None, tile_overlap: float, tta: str | Iterable[str | float]) -> None:
+        check_tile(tile, tile_overlap)
+        self.tile, self.tile_overlap, self.tta = tile, tile_overlap, read_tta(tta)
+        config = self.model.config
+        family = FAMILIES.get(getattr(config, "model_type", None))
+        self._one_size = family is not None and family.input_size(config) is not None
+        if self._one_size and not set(self.tta) <= set(FLIPS):
+            raise UserError(f"tta holds scales, and this network takes images of {family.input_size(config)} only",
+                            ", ".join(FLIPS), "leave the scales out")
 
     def __call__(self, image: Any, batch_size: int = 8) -> Segmentation | list[Segmentation]:
         """Segment an image or a list of images.
@@ -123,23 +185,83 @@ class Segmenter:
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}", "1 or more")
         if not isinstance(image, list | tuple):
-            return self._segment([image], ["image"])[0]
-        names = [f"image {i + 1} of {len(image)}" for i in range(len(image))]
-        batches = range(0, len(image), batch_size)
+            return self._results([self._read(image, "image")])[0]
+        numbered = [(value, f"image {i} of {len(image)}") for i, value in enumerate(image, start=1)]
         return [
             result
-            for start in batches
-            for result in self._segment(image[start : start + batch_size], names[start : start + batch_size])
+            for start in range(0, len(image), batch_size)
+            for result in self._results([self._read(*pair) for pair in numbered[start : start + batch_size]])
         ]
 
+    def stream(
+        self, images: Iterable[Any], batch_size: int = 8, workers: int = 2, on_bad_sample: str = "stop"
+    ) -> Iterator[Segmentation | BadSample]:
+        """Segment images as they come, reading the next ones while the network computes.
+
+        Args:
+            images: Whatever a call takes, each; any iterable, which need not end. It is asked for images up to two
+                batches ahead of the results, or a batch and one for each worker.
+            batch_size: Images that are read before the network starts on them; those of one size are computed together.
+            workers: Threads that read.
+            on_bad_sample: `stop` raises the error of an image that cannot be used, after the results of those before
+                it; `yield` gives the error in the place of the result, and goes on.
+
+        Returns:
+            An iterator over the results, in order.
+
+        Raises:
+            UserError: For an image that cannot be read, as above.
+
+        Example:
+            >>> segmenter = Segmenter.from_pretrained("hfseg/shapes-segformer")
+            >>> [result.areas().keys() for result in segmenter.stream(np.zeros((2, 40, 40, 3), np.uint8))]
+            [dict_keys(['background']), dict_keys(['background'])]
+        """
+        if batch_size < 1 or workers < 1:
+            raise UserError(f"batch_size is {batch_size} and workers {workers}", "1 or more")
+        one_of(on_bad_sample, ("stop", "yield"), "on_bad_sample")
+        return self._stream(images, batch_size, workers, on_bad_sample == "stop")
+
+    def _stream(self, images: Iterable[Any], batch_size: int, workers: int, stop: bool) -> Iterator:
+        numbered = ((value, f"image {i}") for i, value in enumerate(images, start=1))
+        with closing(read_ahead(lambda pair: self._read(*pair), numbered, workers, max(batch_size, workers))) as read:
+            while batch := list(islice(read, batch_size)):
+                good = [item for item in batch if not isinstance(item, Exception)]
+                results = self._results(good)[::-1]
+                for item in batch:
+                    if not isinstance(item, Exception):
+                        yield results.pop()  # so that it is held by no one else
+                    elif stop or not isinstance(item, BadSample):
+                        raise item
+                    else:
+                        yield item
+
+    def profile(self, image: Any, rounds: int = 5) -> Profile:
+        """Measure where the time of a call goes.
+
+        Args:
+            image: As for a call; one image.
+            rounds: Calls to take the medians of, after two that warm up and measure memory.
+
+        Returns:
+            The times and the memory; print it for a table.
+
+        Raises:
+            UserError: When the image cannot be read.
+        """
+        stages = {"read and decode": "_read", "preprocess": "_pixel_values", "forward": "_network",
+                  "upsample and argmax": "_upsample"}
+        return profile_call(copy(self), image, stages, rounds, next(self.model.parameters()).device)
+
     def logits(self, images: Sequence[np.ndarray]) -> Tensor:
-        """Compute the logits of images of one size, at the network's resolution.
+        """Compute the logits of whole images of one size, at the network's resolution.
 
         Args:
             images: (H, W, C) arrays as `decode_image` gives them, all of one size.
 
         Returns:
-            (B, num_labels, h, w); stretched to H x W, they lie on the image. Padding has been cut off.
+            (B, num_labels, h, w); stretched to H x W, they lie on the image. Padding has been cut off. With `tta`, the
+            logarithms of the mean probabilities.
 
         Raises:
             ValueError: When the sizes differ.
@@ -147,18 +269,31 @@ class Segmenter:
         """
         if len({image.shape for image in images}) != 1:
             raise ValueError(f"images of one size are wanted, not {[image.shape for image in images]}")
-        with self._inference():
-            pixel_values = self._pixel_values(images)
-            padded, content = self._pad(pixel_values)
-            logits = _class_logits(self.model(pixel_values=padded))
-            if padded.shape != pixel_values.shape:
-                whole = F.interpolate(logits.float(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
-                logits = whole[..., : content[0], : content[1]]
-            if logits.isnan().any():
-                raise UserError("the network gives NaN instead of class scores",
-                                fix="its weights diverged in training or are damaged; or its numbers are too large for "
-                                "half precision: dtype float32")
-        return logits
+        return self._logits(images, whole=True)
+
+    def tiles(self, image: np.ndarray) -> Tiles | None:
+        """Start on the windows of an image.
+
+        Args:
+            image: (H, W, C) as `decode_image` gives it.
+
+        Returns:
+            What blends them, or None for an image that is computed whole.
+        """
+        if not self.needs_tiles(image.shape):
+            return None
+        return Tiles(image, lambda windows: self._logits(windows, whole=False), self.tile, self.tile_overlap)
+
+    def needs_tiles(self, shape: Sequence[int]) -> bool:
+        """Tell whether an image is computed in tiles.
+
+        Args:
+            shape: (H, W, ...) of the image.
+
+        Returns:
+            True where a side is longer than a tile.
+        """
+        return self.tile is not None and max(shape[:2]) > self.tile
 
     def predict_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Predict the class of every pixel; images of one size are computed together.
@@ -171,46 +306,72 @@ class Segmenter:
         """
         return [labels for labels, _ in self._predict(images, confidence=False)]
 
-    def _segment(self, values: Sequence[Any], names: Sequence[str]) -> list[Segmentation]:
-        images = [self._read(value, name) for value, name in zip(values, names, strict=True)]
+    def _results(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
         return [
             Segmentation(labels, self.id2label, self.palette, image=image, confidence=confidence)
             for image, (labels, confidence) in zip(images, self._predict(images, confidence=True), strict=True)
         ]
 
     def _predict(self, images: Sequence[np.ndarray], confidence: bool) -> list[tuple[np.ndarray, Any]]:
+        """Class map of each image, and its confidence or what computes it."""
         by_shape: dict[tuple, list[int]] = {}
         for i, image in enumerate(images):
             by_shape.setdefault(image.shape, []).append(i)
         results: list = [None] * len(images)
         for shape, members in by_shape.items():
+            if self.needs_tiles(shape):
+                for i in members:  # confidence at once, band by band: for later, all logits would have to be kept
+                    found = self.tiles(images[i]).maps(lambda logits, size: self._upsample(logits, size, confidence))
+                    results[i] = found[0], found[1] if confidence else None
+                continue
             logits = self.logits([images[i] for i in members])
-            found = upsample_argmax(logits, shape[:2], return_confidence=confidence)
-            labels, sure = found if confidence else (found, [None] * len(members))
-            labels, sure = labels.cpu().numpy(), sure.cpu().numpy() if confidence else sure
-            for i, *pair in zip(members, labels, sure, strict=True):
-                results[i] = tuple(pair)
+            [labels] = self._upsample(logits, shape[:2])
+            for i, one, part in zip(members, labels.cpu().numpy(), logits, strict=True):
+                results[i] = one, _confidence_of(part, shape[:2]) if confidence else None
         return results
 
-    def _read(self, value: Any, name: str) -> np.ndarray:
-        name = name_of(value) or name
-        if isinstance(value, str) and value.lower().startswith(("http://", "https://")):
-            value = _download(value)
-        elif isinstance(value, str | os.PathLike) and os.path.isdir(value):
-            raise UserError(f"{name} is a folder", "an image", f"hfseg predict MODEL {name} --output DIR")
-        image = decode_image(value, self.channels, name)
-        if 0 in image.shape:
-            raise BadSample(name, f"an image of {image.shape[1]} x {image.shape[0]} pixels", "at least one pixel")
-        return image
+    def _upsample(self, logits: Tensor, size: tuple[int, int], confidence: bool = False) -> Sequence[Tensor]:
+        return upsample_argmax(logits, size, return_confidence=True) if confidence else [upsample_argmax(logits, size)]
 
-    def _pixel_values(self, images: Sequence[np.ndarray]) -> Tensor:
+    def _read(self, value: Any, name: str) -> np.ndarray:
+        return read_image(value, self.channels, name)
+
+    def _logits(self, images: Sequence[np.ndarray], whole: bool) -> Tensor:
+        """Logits of images of one size: whole ones as the processor wants them, or windows as they are."""
+        with self._mode.inference():
+            pixel_values = self._pixel_values(images, resize=whole or self._one_size)
+            if self.tta:
+                logits = averaged_logits(self._network, pixel_values, self.tta, _patch_size(self.model.config))
+            else:
+                logits = self._network(pixel_values)
+            if logits.sum().isnan() and logits.isnan().any():  # the sum is cheap, and NaN too where infinities cancel
+                raise UserError("the network gives NaN instead of class scores",
+                                fix="its weights diverged in training or are damaged; or its numbers are too large for "
+                                "half precision: dtype float32")
+        return logits
+
+    def _pixel_values(self, images: Sequence[np.ndarray], resize: bool = True) -> Tensor:
         # Cropping loses pixels, and where a processor pads is its secret: `_pad` does that in the open.
-        off = {key: False for key in ("do_center_crop", "do_pad") if getattr(self.processor, key, None)}
+        unwanted = ("do_center_crop", "do_pad") if resize else ("do_center_crop", "do_pad", "do_resize")
+        off = {key: False for key in unwanted if getattr(self.processor, key, None)}
         kinds = [np.float32 if image.dtype == np.uint16 else image.dtype for image in images]
         images = [np.require(image, kind, "W") for image, kind in zip(images, kinds, strict=True)]  # torch warns else
-        inputs = self.processor(list(images), input_data_format="channels_last", return_tensors="pt", **off)
+        values = self.processor(list(images), input_data_format="channels_last", **off)["pixel_values"]
+        values = [torch.as_tensor(value) for value in values]
+        pixel_values = values[0][None] if len(values) == 1 else torch.stack(values)  # one image is not copied
         parameter = next(self.model.parameters())
-        return inputs["pixel_values"].to(parameter.device, parameter.dtype)
+        return pixel_values.to(parameter.device, parameter.dtype)
+
+    def _network(self, pixel_values: Tensor) -> Tensor:
+        """Logits of pixel values, padded to what the network can take; they lie on what was not padded."""
+        padded, content = self._pad(pixel_values)
+        if self.channels_last:
+            padded = padded.contiguous(memory_format=torch.channels_last)
+        logits = _class_logits(self.model(pixel_values=padded))
+        if padded.shape != pixel_values.shape:
+            whole = F.interpolate(logits.float(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
+            logits = whole[..., : content[0], : content[1]]
+        return logits
 
     def _pad(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad right and bottom by zeros, the mean, to what the processor would pad to and networks can take."""
@@ -224,40 +385,22 @@ class Segmenter:
         ]
         return F.pad(pixel_values, (0, target[1] - width, 0, target[0] - height)), (height, width)
 
-    @contextmanager
-    def _inference(self) -> Iterator[None]:
-        """Evaluation mode without gradients; afterwards each module has its own mode again."""
-        with self._lock:  # threads share the model: the last one out puts the modes back
-            if self._calls == 0:
-                self._training = [module for module in self.model.modules() if module.training]
-                self.model.eval()
-            self._calls += 1
-        try:
-            # Some networks cache position tables, and one made in inference mode would break the next training step.
-            with torch.no_grad() if self._training else torch.inference_mode():
-                yield
-        finally:
-            with self._lock:
-                self._calls -= 1
-                if self._calls == 0:
-                    for module in self._training:  # not model.train(): frozen parts may be in eval mode
-                        module.training = True
+
+def _confidence_of(logits: Tensor, size: tuple[int, int]) -> np.ndarray | Callable[[], np.ndarray]:
+    """Confidence of one image, or what computes it when it is asked for: an exponential per class and pixel."""
+    if logits.numel() > _KEPT_PER_PIXEL * size[0] * size[1]:  # too much to keep
+        return upsample_argmax(logits, size, return_confidence=True)[1].cpu().numpy()
+    alone = logits.untyped_storage().nbytes() == logits.numel() * logits.element_size()
+    kept = logits.to("cpu", copy=not alone)  # not the batch it is part of, nor memory of a GPU
+    return lambda: upsample_argmax(kept, size, return_confidence=True)[1].numpy()
+
+
+def _patch_size(config: Any) -> int:
+    """Pixels that images should be a multiple of, since a network of patches leaves out what is over."""
+    sizes = [getattr(part, "patch_size", None) for part in (config, getattr(config, "backbone_config", None))]
+    return next((size for size in sizes if isinstance(size, int)), 1)
 
 
 def _class_logits(outputs: Any) -> Tensor:
     """Per-pixel class logits (B, num_labels, h, w) of what a model returned."""
     return outputs.logits
-
-
-def _download(url: str) -> bytes:
-    try:
-        request = urllib.request.Request(url, headers={"User-Agent": "hfseg"})
-        with urllib.request.urlopen(request, timeout=_URL_SECONDS) as response:
-            content = response.read(_URL_BYTES + 1)
-    except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-        raise UserError(
-            f"cannot fetch {url}: {error}", "a URL that this machine can reach", "or pass a file"
-        ) from error
-    if len(content) > _URL_BYTES:
-        raise UserError(f"{url} is larger than {_URL_BYTES // 1_000_000} MB", fix="download it and pass the file")
-    return content

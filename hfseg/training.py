@@ -176,10 +176,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     average = MovingAverage(model.to(device), config.ema) if config.ema else None
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=family.unused_parameters)
     network, optimizer = accelerator.prepare(model, build_optimizer(plan.groups, config))
-    segmenter = Segmenter(model, processor, palette=schema.palette)
+    segmenter = Segmenter(model, processor, palette=schema.palette, tile=recipe.eval.tile, tta=recipe.eval.tta)
     evaluator = Evaluator(
         data, data.validation, batch_size=recipe.eval.batch_size, on_bad_sample=recipe.data.on_bad_sample,
-        limit=recipe.data.max_eval_samples, channels=channels,
+        limit=recipe.data.max_eval_samples, channels=channels, tile=recipe.eval.tile, tta=recipe.eval.tta,
     )  # fmt: skip
 
     # State: what is saved, and where this run starts.
@@ -399,7 +399,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             if stopped:
                 raise Interrupted(progress.step, run.resume_command(world), stopped, speaks=main)
     if main:
-        best = Segmenter.from_pretrained(str(run.path), device=device)
+        best = Segmenter.from_pretrained(str(run.path), device=device, tile=recipe.eval.tile, tta=recipe.eval.tta)
         evaluator.draw_samples(best, run.path / SAMPLES, recipe.eval.samples)
         facts = {
             "steps": progress.step, "best_step": progress.best_step, "seconds": round(progress.seconds, 1),

@@ -161,6 +161,9 @@ def test_debug_shows_the_traceback():
     ("evaluate some/model", "required: --data", "hfseg evaluate --help"),
     ("evaluate some/model --data x --limit 0", "no whole number above 0", "hfseg evaluate --help"),
     ("evaluate some/model --data x --train.max_steps 3", "takes no --train.max_steps", "--data.*"),
+    ("train --eval.tile 100", "eval.tile is 100", "a multiple of 32"),
+    ("train --eval.tta [flip]", "eval.tta holds 'flip'", "horizontal_flip, vertical_flip"),
+    ("evaluate some/model --data x --tile big", "--tile: invalid int value: 'big'", "hfseg evaluate --help"),
     ("predict some/model", "required: IMAGE, --output", "hfseg predict --help"),
     ("predict some/model nope.png --output out", "no image found at nope.png", "a glob"),
     ("init shapes --limit x", "'x' is no whole number", "hfseg init --help"),
@@ -194,6 +197,15 @@ def test_a_wrong_recipe_file(refused, tmp_path, text, found, mend):
 def test_a_recipe_that_is_no_text(refused, tmp_path):
     (tmp_path / "recipe.yaml").write_bytes(b"\xff\xfe\x00")
     assert "recipe.yaml cannot be read" in refused("train", "--config", tmp_path / "recipe.yaml")
+
+
+def test_tiles_and_views_of_a_recipe(tmp_path):
+    from hfseg.recipe import to_yaml
+
+    recipe = load_recipe(None, ["--eval.tile", "512", "--eval.tta", "[horizontal_flip, 0.75]"])
+    assert (recipe.eval.tile, recipe.eval.tta) == (512, ["horizontal_flip", 0.75])
+    (tmp_path / "r.yaml").write_text(to_yaml(recipe))
+    assert load_recipe(str(tmp_path / "r.yaml")) == recipe
 
 
 def test_flags_win_over_the_file_wherever_they_stand(hfseg, folder, tmp_path):
@@ -388,6 +400,27 @@ def test_evaluate_gives_the_training_score_and_writes_it(hfseg, run, tmp_path):
     assert all(name in text for name in NAMES) and f"{results['mean_iou']:.4f}" in text
 
 
+def test_evaluate_in_tiles_and_views_says_so(hfseg, refused, run, tmp_path):
+    data, output = run.parent / "data", tmp_path / "results.json"
+    scores, tile, tta = {}, ("--tile", 32), ("--tta", "horizontal_flip,0.75")
+    for more in ((), tile, tta, tile + tta):
+        assert hfseg("evaluate", run, "--data", data, "--output", output, *more)[0] == 0
+        results = json.loads(output.read_text())
+        protocol = results["protocol"]
+        assert protocol["tile"] == ({"size": 32, "overlap": 0.25} if "--tile" in more else None)
+        assert protocol["test_time_augmentation"] == (["horizontal_flip", 0.75] if "--tta" in more else None)
+        scores[more] = str(results["per_category_iou"])
+    assert len(set(scores.values())) == 4
+    tiled = tmp_path / "run"  # a run that was evaluated so is evaluated so again
+    shutil.copytree(run, tiled)
+    (tiled / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace("tile: null", "tile: 32"))
+    for more, key in (((), tile), (tta, tile + tta), (("--tile", 0), ())):
+        assert hfseg("evaluate", tiled, "--data", data, "--output", output, *more)[0] == 0
+        assert str(json.loads(output.read_text())["per_category_iou"]) == scores[key]
+    assert "tile is 33" in refused("evaluate", run, "--data", data, "--tile", 33)
+    assert "tta holds 'flip'" in refused("evaluate", run, "--data", data, "--tta", "flip")
+
+
 def test_evaluate_takes_a_folder_with_a_test_split_alone(hfseg, refused, run, tmp_path):
     data = write_folder(tmp_path / "data", splits=("test",))
     assert "3 images of the split test" in hfseg("evaluate", run, "--data", data, "--split", "test")[1]
@@ -435,6 +468,20 @@ def test_predict_writes_all_but_the_broken_ones(hfseg, run, tmp_path):
     assert len(maps) == good and {"photos_turned", "sub_turned", "dot", "array"} <= set(maps)
     assert Image.open(maps["line"]).size == (300, 1) and Image.open(maps["big"]).size == (700, 400)
     assert set(np.unique(np.asarray(Image.open(maps["big"])))) <= {0, 1, 2}
+
+
+def test_predict_in_tiles_and_views(hfseg, refused, run, tmp_path):
+    from hfseg.segmenter import Segmenter
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (70, 110, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    flags = ("--tile", 32, "--tta", "vertical_flip")
+    assert hfseg("predict", run, tmp_path / "a.png", "--output", tmp_path / "out", *flags)[0] == 0
+    found = np.asarray(Image.open(tmp_path / "out/a_semantic_map.png"))
+    wanted = Segmenter.from_pretrained(str(run), tile=32, tta="vertical_flip", device="cpu")(tmp_path / "a.png")
+    assert (found == wanted.semantic_map).mean() > 0.999
+    segments = json.loads((tmp_path / "out/a_segments.json").read_text())["segments_info"]
+    assert segments[0]["score"] == pytest.approx(wanted.segments_info[0]["score"], abs=1e-4)
+    assert "tile is 50" in refused("predict", run, tmp_path / "a.png", "--output", tmp_path / "out", "--tile", 50)
 
 
 def test_find_images_takes_files_folders_and_globs_once(tmp_path):
@@ -550,6 +597,59 @@ def test_predict_goes_on_where_it_was_killed(hfseg, run, tmp_path, monkeypatch):
         assert hfseg("predict", run, tmp_path / "a.png", "--output", tmp_path)[0] == 130
     assert hfseg("predict", run, tmp_path, "--output", tmp_path)[0] == 0
     assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_predict_writes_what_it_began_when_it_is_stopped(hfseg, run, tmp_path, monkeypatch):
+    from hfseg.segmenter import Segmenter
+
+    for number in range(6):
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    stream = Segmenter.stream
+
+    def stopped(self, files, *arguments, **more):
+        for number, result in enumerate(stream(self, files, *arguments, **more)):
+            if number == 3:
+                raise KeyboardInterrupt
+            yield result
+
+    results = Segmenter._results
+    monkeypatch.setattr(Segmenter, "stream", stopped)
+    monkeypatch.setattr(Segmenter, "_results", lambda self, images: [Slow(vars(r)) for r in results(self, images)])
+    assert hfseg("predict", run, tmp_path, "--output", tmp_path / "out")[0] == 130
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == sorted(
+        f"{number}_{what}" for number in range(3) for what in ("overlay.png", "segments.json", "semantic_map.png"))
+
+
+class Slow:
+    """A result that takes its time to be written."""
+
+    def __init__(self, fields):
+        self.fields = fields
+
+    def save(self, *arguments, **more):
+        from hfseg.result import Segmentation
+
+        time.sleep(0.3)
+        result = Segmentation.__new__(Segmentation)
+        vars(result).update(self.fields)
+        return result.save(*arguments, **more)
+
+
+def test_predict_stops_at_what_cannot_be_written_and_writes_the_rest_it_began(refused, run, tmp_path, monkeypatch):
+    from hfseg.result import Segmentation
+
+    for number in range(3):
+        Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / f"{number}.png")
+    save = Segmentation._save
+
+    def full(self, folder, prefix, source):
+        if prefix == "0_":
+            raise OSError(28, "No space left on device", str(folder))
+        return save(self, folder, prefix, source)
+
+    monkeypatch.setattr(Segmentation, "_save", full)
+    assert "No space left on device" in refused("predict", run, tmp_path, "--output", tmp_path / "out")
+    assert len(list((tmp_path / "out").iterdir())) == 6
 
 
 def test_predict_leaves_a_users_json_alone_and_takes_any_name(hfseg, refused, run, tmp_path):

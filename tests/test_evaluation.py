@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from types import SimpleNamespace
 
 import datasets
@@ -299,3 +300,117 @@ def test_a_split_is_found_by_names_that_mean_the_same(folder):
         assert hfseg.evaluate(segmenter, data, split=split)["protocol"]["split"] == "test"
     with pytest.raises(UserError, match="unknown split 'validation'"):
         hfseg.evaluate(segmenter, data, split="val")
+
+
+# -- tiles and views ------------------------------------------------------------------------------------------
+
+
+def windows_written_out(segmenter, image, tile=32):
+    """Logits at the network's resolution: each cell the weighted mean of the windows over it."""
+    total, weight = 0, 0
+    sides = [-(-side // 4) for side in image.shape[:2]]
+    starts = []
+    for cells, side in zip(sides, image.shape[:2]):
+        count = 1 if side <= tile else -(-(cells - 2) // 6)  # cells of 4 pixels, 8 of them a window, 2 in common
+        starts.append([round(i * (cells - 8) / (count - 1)) for i in range(count)] if count > 1 else [0])
+    inside = torch.tensor([0.5, 1.5, 2, 2, 2, 2, 1.5, 0.5])
+    ramps = [inside if side > tile else torch.ones(cells) for cells, side in zip(sides, image.shape[:2])]
+    padded = np.pad(image, [(0, 4 * cells - side) for cells, side in zip(sides, image.shape[:2])] + [(0, 0)], "edge")
+    lengths = [tile if side > tile else side for side in image.shape[:2]]
+    for top in starts[0]:
+        for left in starts[1]:
+            window = padded[4 * top : 4 * top + lengths[0], 4 * left : 4 * left + lengths[1]]
+            pixels = torch.from_numpy(window.copy()).permute(2, 0, 1)[None].float() / 255
+            with torch.no_grad():
+                logits = segmenter.model(pixel_values=pixels).logits[0]
+            share, room = ramps[0][:, None] * ramps[1], torch.zeros(2, 3, *sides)
+            room[0, :, top : top + share.shape[0], left : left + share.shape[1]] = logits * share
+            room[1, :, top : top + share.shape[0], left : left + share.shape[1]] = share
+            total, weight = total + room[0], weight + room[1]
+    return total / weight
+
+
+def test_scores_and_loss_in_tiles_are_those_of_the_blended_logits(tmp_path):
+    """A size of whole cells, one that is none, and one that is no longer than a tile on one side."""
+    folder = write_folder(tmp_path / "data", sizes=[(64, 96), (51, 70), (32, 90), (90, 61)])
+    segmenter = random_segmenter()
+    matrix, losses = np.zeros((3, 3), np.int64), []
+    for image, reference in pairs(folder):
+        logits = windows_written_out(segmenter, image)
+        rows, columns = (4 * n if side > 32 else side for n, side in zip(logits.shape[1:], reference.shape))
+        whole = F.interpolate(logits[None], (rows, columns), mode="bilinear", align_corners=False)
+        whole = whole[..., : reference.shape[0], : reference.shape[1]]
+        losses.append(float(F.cross_entropy(whole, torch.from_numpy(reference).long()[None], ignore_index=255)))
+        valid = reference != 255
+        np.add.at(matrix, (reference[valid], whole[0].argmax(0).numpy()[valid]), 1)
+    iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+
+    def objective(logits, labels):
+        whole = F.interpolate(logits, labels.shape[-2:], mode="bilinear", align_corners=False)
+        return F.cross_entropy(whole, labels, ignore_index=255)
+
+    for loss in (None, objective):
+        results = Evaluator(load_data(folder), "validation", tile=32).run(segmenter, objective=loss, verbose=False)
+        assert list(results["per_category_iou"].values()) == pytest.approx(list(iou), abs=1e-3)
+        assert results["protocol"]["tile"] == {"size": 32, "overlap": 0.25}
+    assert results["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
+    plain = Evaluator(load_data(folder), "validation").run(segmenter, verbose=False)
+    assert list(plain["per_category_iou"].values()) != pytest.approx(list(iou), abs=1e-3)
+    assert plain["protocol"]["tile"] is None and plain["protocol"]["test_time_augmentation"] is None
+
+
+def test_scores_of_views_are_those_of_the_mean_probabilities(folder):
+    segmenter, matrix = random_segmenter(), np.zeros((3, 3), np.int64)
+    for image, reference in pairs(folder):
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255
+        with torch.no_grad():
+            straight, turned = (segmenter.model.eval()(pixel_values=view).logits for view in (pixels, pixels.flip(3)))
+        mean = (straight.softmax(1) + turned.flip(3).softmax(1)).log()
+        found = F.interpolate(mean, reference.shape, mode="bilinear", align_corners=False)[0].argmax(0).numpy()
+        np.add.at(matrix, (reference[reference != 255], found[reference != 255]), 1)
+    iou = np.diag(matrix) / (matrix.sum(0) + matrix.sum(1) - np.diag(matrix))
+    results = hfseg.evaluate(segmenter, load_data(folder), tta=["horizontal_flip"])
+    assert list(results["per_category_iou"].values()) == pytest.approx(list(iou), abs=1e-3)
+    assert results["protocol"]["test_time_augmentation"] == ["horizontal_flip"]
+    assert results["per_category_iou"] != hfseg.evaluate(segmenter, load_data(folder))["per_category_iou"]
+
+
+def test_the_evaluators_settings_win_over_the_segmenters(folder):
+    segmenter = random_segmenter().using(tile=32, tta="vertical_flip")
+    as_it_is = hfseg.evaluate(segmenter, load_data(folder))["protocol"]
+    assert (as_it_is["tile"], as_it_is["test_time_augmentation"]) == ({"size": 32, "overlap": 0.25}, ["vertical_flip"])
+    off = hfseg.evaluate(segmenter, load_data(folder), tile=0, tta=())["protocol"]
+    assert (off["tile"], off["test_time_augmentation"]) == (None, None)
+    json.dumps([as_it_is, off])
+    for wrong in ({"tile": 33}, {"tta": "flip"}):
+        with pytest.raises(UserError, match=r"tile is 33|tta holds 'flip'"):
+            Evaluator(load_data(folder), "validation", **wrong)
+
+
+def test_scores_of_other_tiles_or_views_do_not_compare(folder):
+    data = load_data(folder)
+    settings = [{}, {"tile": 32}, {"tile": 64}, {"tta": "horizontal_flip"}, {"tta": [0.5]}, {"tile": 32, "tta": [0.5]}]
+    found = [Evaluator(data, "validation", **some).measures() for some in settings]
+    assert all(a != b for i, a in enumerate(found) for b in found[:i])
+    assert len(found[0]) == 4  # what runs of earlier versions wrote down
+    assert Evaluator(data, "validation", tile=0, tta=()).measures() == found[0]
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_rows_are_decoded_while_the_network_computes_and_no_further_than_needed(folder, monkeypatch):
+    import hfseg.evaluation as module
+
+    read, decoded, seen = module.read_row, [], []
+
+    def count(row, *arguments):
+        sample = read(row, *arguments)
+        decoded.append(sample.name)
+        return sample
+
+    monkeypatch.setattr(module, "read_row", count)
+    segmenter = random_segmenter()
+    segmenter.model.register_forward_pre_hook(lambda *_: seen.append(len(decoded)))
+    Evaluator(load_data(folder), "validation", batch_size=1).run(segmenter, verbose=False)
+    assert len(decoded) == len(SIZES) and len(seen) == len(SIZES)
+    assert all(count <= number + 3 for number, count in enumerate(seen))  # of a batch, the next one, and one to compare
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("hfseg-read")]

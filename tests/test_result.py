@@ -1,6 +1,7 @@
 """The result of one image: what it measures, and that every export holds exactly the same pixels."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco
 
+from hfseg.drawing import draw_panels
 from hfseg.errors import UserError
-from hfseg.result import Segmentation, draw_panels
+from hfseg.result import Segmentation
 
 NAMES = {0: "sky", 1: "cat", 2: "rug"}
 PALETTE = [(70, 130, 180), (220, 120, 20), (120, 30, 90)]
@@ -56,6 +58,32 @@ def test_objects_of_one_class_stay_apart():
     assert result.mask("cat").tolist() == [[True, True, True, False]]
     assert result.mask(2).tolist() == [[False, False, True, False]]
     assert len(result.to_geojson()["features"]) == 2
+
+
+def test_confidence_may_be_a_function_that_is_called_when_it_is_needed(result):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return confidence
+
+    confidence = result.confidence
+    later = Segmentation(result.semantic_map, NAMES, PALETTE, image=result.image, confidence=compute)
+    for look in (repr, Segmentation.areas, Segmentation.overlay):
+        look(later)
+    later.mask("cat"), later.cutout(0)
+    assert not calls
+    assert later.segments_info == result.segments_info and later.confidence is confidence
+    assert len(calls) == 1
+    again = Segmentation(result.semantic_map, NAMES, PALETTE, confidence=compute)
+    other = pickle.loads(pickle.dumps(again))  # a local function cannot be pickled: its result can
+    assert np.array_equal(other.confidence, confidence) and other.segment_at(1, 2)["score"] == pytest.approx(0.9)
+    bare = Segmentation(result.semantic_map, NAMES, PALETTE)
+    assert bare.confidence is None and bare.segments_info[0]["score"] is None
+    bare.confidence = confidence
+    assert bare.confidence is confidence
+    with pytest.raises(ValueError, match="confidence"):
+        Segmentation(result.semantic_map, NAMES, PALETTE, confidence=confidence[:2])
 
 
 def test_arrays_that_do_not_fit_are_refused():

@@ -54,6 +54,26 @@ def test_the_run_directory_holds_what_it_promises(finished):
     assert [line["step"] for line in lines if "eval" in line] == [2, 4]
 
 
+def test_tiles_and_views_of_the_recipe_are_in_the_protocol(tmp_path):
+    recipe = small_recipe(tmp_path / "run")
+    recipe.eval.tile, recipe.eval.tta = 32, ["horizontal_flip"]
+    protocol = hfseg.train(recipe, verbose=False)["protocol"]
+    assert protocol["tile"] == {"size": 32, "overlap": 0.25}
+    assert protocol["test_time_augmentation"] == ["horizontal_flip"]
+
+
+def test_a_run_is_the_same_fused_or_not(tmp_path):
+    """Up to rounding: fusing changes the work, not the function."""
+    losses = []
+    for fused in (True, False):
+        recipe = small_recipe(tmp_path / str(fused))
+        recipe.model.fuse = fused
+        losses.append(hfseg.train(recipe, verbose=False)["loss"])
+        lines = read_log(recipe.output_dir)
+        losses.append(next(line["loss"] for line in lines if "loss" in line))
+    assert losses[0] == pytest.approx(losses[2], rel=1e-3) and losses[1] == pytest.approx(losses[3], rel=1e-5)
+
+
 def test_the_evaluator_gives_the_training_score_again_and_reads_labels_as_the_run_did(finished):
     recipe, results = finished
     again = hfseg.evaluate(recipe.output_dir, hfseg.load_data("shapes/source", scenes=8), limit=4)

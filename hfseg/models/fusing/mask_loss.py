@@ -242,14 +242,13 @@ def example(module: nn.Module, like: Tensor | None = None, labels: int = 3) -> t
         labels: Number of classes.
 
     Returns:
-        No positions, and arguments by name. The masks' logits are zero, which reads the same at whichever points are
-        drawn: the plain module and the fused one draw others.
+        No positions, and arguments by name.
     """
     like = torch.zeros(()) if like is None else like
     return (), {
-        "masks_queries_logits": like.new_zeros(2, 4, 8, 8),
+        "masks_queries_logits": torch.randn(2, 4, 8, 8, device=like.device, dtype=like.dtype),
         "class_queries_logits": torch.randn(2, 4, labels + 1, device=like.device, dtype=like.dtype),
-        "mask_labels": [like.new_zeros(count, 16, 16) for count in (2, 1)],
+        "mask_labels": [(torch.rand(count, 16, 16, device=like.device) < 0.5).to(like.dtype) for count in (2, 1)],
         "class_labels": [torch.arange(count, device=like.device) % labels for count in (2, 1)],
     }
 

@@ -1,0 +1,128 @@
+"""Pictures of maps: colours over an image, and panels that show where a prediction errs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from hfseg.labels import Colour
+
+_PANEL = 360  # pixels of a panel's longer side
+_GAP, _LINE, _FONT = 12, 24, 15
+_PAPER, _INK, _ERROR = (255, 255, 255), (24, 24, 27), (220, 38, 38)
+
+
+def draw_panels(
+    image: np.ndarray,
+    truth: np.ndarray,
+    prediction: np.ndarray,
+    names: Sequence[str],
+    palette: Sequence[Colour],
+    path: str | os.PathLike | None = None,
+) -> Image.Image:
+    """Draw image, truth, prediction and errors side by side, over a legend with the IoU in this image.
+
+    Unlabelled truth is hatched, and errors are red.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        truth: (H, W) class ids; a value that is no class is unlabelled.
+        prediction: (H, W) class ids.
+        names: Class names by class id.
+        palette: (red, green, blue) per class id.
+        path: Where to write the picture, as PNG.
+
+    Returns:
+        The picture.
+    """
+    unlabelled = truth >= len(names)
+    wrong = (truth != prediction) & ~unlabelled
+    scale = _PANEL / max(truth.shape)
+    height, width = (max(1, round(side * scale)) for side in truth.shape)
+    at = np.ix_(*(np.arange(n) * side // n for n, side in zip((height, width), truth.shape, strict=True)))
+    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    photo = np.array(Image.fromarray(to_rgb(image)).resize((width, height), resampling))
+    hatch = np.where((np.arange(height)[:, None] + np.arange(width)) // 4 % 2, 60, 100).astype(np.uint8)[..., None]
+
+    truth_panel = paint(truth[at], palette[: len(names)], photo, 0.85)
+    truth_panel = np.where(unlabelled[at][..., None], hatch, truth_panel)
+    pale = (0.3 * photo.mean(axis=2, keepdims=True) + 170).astype(np.uint8)
+    errors = np.where(unlabelled[at][..., None], hatch, pale).repeat(3, axis=2)[..., :3]
+    errors[wrong[at]] = _ERROR
+    panels = {
+        "image": photo,
+        "truth": truth_panel,
+        "prediction": paint(prediction[at], palette[: len(names)], photo, 0.85),
+        f"errors: {wrong.sum() / max(1, (~unlabelled).sum()):.1%} of pixels": errors,
+    }
+
+    legend = []
+    for i in np.union1d(truth[~unlabelled], prediction).tolist():
+        true, predicted = truth == i, (prediction == i) & ~unlabelled
+        union = (true | predicted).sum()
+        iou = f"  IoU {(true & predicted).sum() / union:.2f}" if union else ""
+        legend.append((tuple(palette[i]), names[i] + iou))
+    if unlabelled.any():
+        legend.append(((80, 80, 80), "unlabelled"))
+    picture = _sheet(panels, legend)
+    if path is not None:
+        picture.save(path)
+    return picture
+
+
+def _sheet(panels: Mapping[str, np.ndarray], legend: Sequence[tuple[Colour, str]]) -> Image.Image:
+    """Lay out titled panels in a row and a legend in columns below."""
+    font = ImageFont.load_default(_FONT)
+    height, width = next(iter(panels.values())).shape[:2]
+    titles = max(font.getlength(title) for title in panels)
+    step = int(max(width, titles)) + _GAP
+    entry = int(max((font.getlength(text) for _, text in legend), default=0)) + 3 * _GAP + _FONT
+    total = step * len(panels) + _GAP
+    columns = max(1, (total - _GAP) // entry)
+    lines = -(-len(legend) // columns)
+    sheet = Image.new("RGB", (max(total, entry + _GAP), _LINE + height + 2 * _GAP + lines * _LINE), _PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for i, (title, panel) in enumerate(panels.items()):
+        draw.text((_GAP + i * step, _LINE // 2), title, _INK, font, anchor="lm")
+        sheet.paste(Image.fromarray(panel), (_GAP + i * step, _LINE))
+    for i, (colour, text) in enumerate(legend):
+        left, middle = _GAP + i % columns * entry, _LINE + height + _GAP + i // columns * _LINE + _LINE // 2
+        half = _FONT // 2
+        draw.rectangle((left, middle - half, left + 2 * half, middle + half), colour, outline=_INK)
+        draw.text((left + 2 * half + 8, middle), text, _INK, font, anchor="lm")
+    return sheet
+
+
+def paint(
+    ids: np.ndarray,
+    palette: Sequence[Colour],
+    image: np.ndarray | None,
+    alpha: float,
+    segments: np.ndarray | None = None,
+) -> np.ndarray:
+    """Colour the ids that the palette has, over an image if there is one; (H, W, 3) uint8."""
+    colours = np.zeros((max(int(ids.max()) + 1, len(palette)), 3), dtype=np.float32)
+    colours[: len(palette)] = palette
+    if image is None:
+        return colours.astype(np.uint8)[ids]
+    segments = ids if segments is None else segments
+    edge = np.zeros(ids.shape, dtype=bool)  # the last pixel before another segment
+    edge[:, :-1] |= segments[:, :-1] != segments[:, 1:]
+    edge[:-1] |= segments[:-1] != segments[1:]
+    opacity = np.where(edge, (1 + alpha) / 2, alpha) * (ids < len(palette))
+    base = to_rgb(image).astype(np.float32)
+    return np.rint(base + opacity[..., None].astype(np.float32) * (colours[ids] - base)).astype(np.uint8)
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """Show any array as (H, W, 3) uint8: the first three bands, stretched where they are not 8-bit."""
+    image = image[..., None] if image.ndim == 2 else image
+    image = image[..., :3] if image.shape[2] >= 3 else image[..., :1].repeat(3, axis=2)
+    if image.dtype == np.uint8:
+        return image
+    image = np.nan_to_num(image.astype(np.float32))
+    low, high = image.min(), image.max()
+    return np.rint((image - low) * (255 / max(high - low, 1e-12))).astype(np.uint8)
