@@ -199,6 +199,21 @@ def test_half_precision_is_as_near_to_the_truth_as_the_plain_model(family, dtype
     assert errors[0] <= 1.3 * errors[1]
 
 
+def test_batch_statistics_are_exact_in_single_precision():
+    """Those that torch takes of channels-last tensors are not, where the mean is large beside the spread."""
+    torch.manual_seed(0)
+    head = SegformerDecodeHead(SegformerConfig(decoder_hidden_size=32, num_labels=9, classifier_dropout_prob=0.0))
+    for linear in head.linear_projections:
+        nn.init.constant_(linear.proj.bias, 1.0)
+    stages = [torch.randn(2, size, 128 >> i, 128 >> i) for i, size in enumerate((32, 64, 160, 256))]
+
+    def outputs(head, dtype):
+        return head.to(dtype).train()(tuple(stage.to(dtype) for stage in stages)).double()
+
+    truth = outputs(copy.deepcopy(head), torch.float64)
+    assert (outputs(fuse(head), torch.float32) - truth).norm() <= 1e-6 * truth.norm()
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_autocast(family):
     model, inputs = build(family), pixels()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import statistics
 import subprocess
 import sys
 import time
@@ -104,18 +105,15 @@ def measure_segmenter(setting: Setting) -> Iterator[Row]:
 
 def measure_startup(setting: Setting) -> Iterator[Row]:
     """New processes: an import, and the help of the command line."""
-    bare = [sys.executable, "-c", "pass"]
-    cases = [("`import hfseg`, beyond Python's own start", [sys.executable, "-c", "import hfseg"], 0.1),
-             ("`hfseg --help`, whole", [sys.executable, "-m", "hfseg", "--help"], 0.6)]  # fmt: skip
-    for what, command, bar in cases:
-        times = {"bare": [], "hfseg": []}
-        for _ in range(setting.rounds + 1):
-            for name, line in (("bare", bare), ("hfseg", command)):
-                start = time.perf_counter()
-                subprocess.run(line, check=True, stdout=subprocess.DEVNULL)
-                times[name].append(time.perf_counter() - start)
-        whole, start = (sorted(times[name][1:])[setting.rounds // 2] for name in ("hfseg", "bare"))
-        seconds = whole - start if "beyond" in what else whole
-        yield Row(what, shown([seconds]), f"`python -c pass` {shown([start])}", **at_most(seconds, bar, "{:.3f} s"))
-
-
+    timed = "import time; start = time.perf_counter(); import hfseg; print(time.perf_counter() - start)"
+    imports, helps = [], []
+    for _ in range(setting.rounds + 1):
+        run = subprocess.run([sys.executable, "-c", timed], check=True, capture_output=True, text=True)
+        imports.append(float(run.stdout))
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "hfseg", "--help"], check=True, capture_output=True)
+        helps.append(time.perf_counter() - start)
+    cases = [("`import hfseg`", imports, 0.1), ("`hfseg --help`, the whole process", helps, 0.6)]
+    for what, seconds, bar in cases:
+        median = statistics.median(seconds[1:])
+        yield Row(what, shown([median]), "", **at_most(median, bar, "{:.3f} s"))

@@ -70,7 +70,8 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
             hidden_states = mixed if hidden_states is None else hidden_states.add_(mixed)
 
         if not folds:
-            hidden_states = self.batch_norm(hidden_states)
+            # On the CPU, torch takes batch statistics of channels-last tensors with a hundred times the rounding error.
+            hidden_states = self.batch_norm(hidden_states.contiguous())
         hidden_states = self.activation(hidden_states)
         hidden_states = self.dropout(hidden_states)
         return self.classifier(hidden_states).contiguous()
