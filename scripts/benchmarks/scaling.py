@@ -70,7 +70,10 @@ def draw(curves: dict[str, dict[str, list[tuple[float, float]]]], file) -> None:
         for name, points in lines.items():
             colour = "tab:blue" if name == "hfseg" else "tab:orange"
             panel.loglog(*zip(*points, strict=True), "o-", label=name, color=colour)
+        values = [value for value, _ in points]
         panel.set(xlabel=axis, ylabel="milliseconds")
+        panel.set_xticks(values, [str(value) for value in values])
+        panel.set_xticks([], minor=True)
         panel.grid(alpha=0.3, which="both")
         panel.legend()
     figure.savefig(file, dpi=110)
