@@ -234,7 +234,9 @@ class Evaluator:
             "ignore_index": self.schema.ignore_index,
             "averaging": "one confusion matrix over all pixels of the split; classes that occur in neither "
                          "reference nor prediction are left out of the mean",
-            "tile": {"size": segmenter.tile, "overlap": segmenter.tile_overlap} if segmenter.tile else None,
+            # An image that is larger than a tile is not resized, but its windows where the network takes one size only.
+            "tile": {"size": segmenter.tile, "overlap": segmenter.tile_overlap,
+                     "windows_resized": segmenter.resizes_windows} if segmenter.tile else None,
             "test_time_augmentation": list(segmenter.tta) or None,
             "skipped_images": skipped,
             "date": datetime.date.today().isoformat(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import numbers
 from collections.abc import Iterable
 
 from hfseg.errors import UserError
@@ -17,17 +18,18 @@ def check_tile(tile: int | None, overlap: float = 0.25, name: str = "tile") -> N
     """Refuses tiles that cannot be.
 
     Args:
-        tile: Side in pixels; None for whole images.
+        tile: Side in pixels; None or 0 for whole images.
         overlap: Share of the side.
         name: Of the setting, for the message.
 
     Raises:
         UserError: When one of them is out of range.
     """
-    if tile is not None and (isinstance(tile, bool) or tile != int(tile) or tile < TILE_STEP or tile % TILE_STEP):
-        near = max(1, round(tile / TILE_STEP)) * TILE_STEP
-        raise UserError(f"{name} is {tile}", f"a multiple of {TILE_STEP} pixels", f"{near}, say")
-    if not 0 <= overlap <= 0.75:
+    whole = isinstance(tile, numbers.Integral) and not isinstance(tile, bool)
+    if tile is not None and (not whole or tile < 0 or tile % TILE_STEP):
+        near = max(1, round(tile / TILE_STEP)) * TILE_STEP if whole else 512
+        raise UserError(f"{name} is {tile!r}", f"a multiple of {TILE_STEP} pixels", f"{near}, say")
+    if not isinstance(overlap, numbers.Real) or not 0 <= overlap <= 0.75:
         raise UserError(f"{name}_overlap is {overlap}", "a share from 0 to 0.75")
 
 
@@ -49,18 +51,19 @@ def read_tta(values: str | float | Iterable[str | float] | None, name: str = "tt
         >>> read_tta("0.75, horizontal_flip")
         ('horizontal_flip', 0.75)
     """
-    values = () if values is None else values
     if isinstance(values, str):
-        values = [part for part in map(str.strip, values.split(",")) if part]
+        values = [part for part in map(str.strip, values.strip("[] ").split(",")) if part]
+    elif not isinstance(values, Iterable):
+        values = () if values is None else [values]
     flips, scales = {}, {}
-    for value in [values] if isinstance(values, (int, float)) else values:
+    for value in values:
         try:
-            number = float(value)
+            number = None if isinstance(value, bool) else float(value)
         except (TypeError, ValueError):
             number = None
-        if value in FLIPS:
+        if isinstance(value, str) and value in FLIPS:
             flips[value] = True
-        elif isinstance(value, bool) or number is None or not _SCALES[0] <= number <= _SCALES[1]:
+        elif number is None or not _SCALES[0] <= number <= _SCALES[1]:
             allowed = f"{', '.join(FLIPS)}, and scales from {_SCALES[0]} to {_SCALES[1]}"
             raise UserError(f"{name} holds {value!r}", allowed, "such as horizontal_flip,0.75,1.25")
         elif not math.isclose(number, 1):

@@ -112,14 +112,14 @@ def focal(pixels: Pixels, config: LossConfig) -> Tensor:
 
 def overlap(pixels: Pixels, config: LossConfig) -> Tensor:
     """Returns what the overlap losses are made of: (3, C), sum(p y), sum y and sum p over the labelled pixels."""
-    batch, num_classes = pixels.log_probs.shape[:2]
-    images = torch.arange(batch, device=pixels.labels.device)[:, None, None]
-    bins = (images * num_classes + torch.where(pixels.valid, pixels.labels, 0)).flatten()
+    batch, num_classes, height = pixels.log_probs.shape[:3]
+    rows = torch.arange(batch * height, device=pixels.labels.device).view(batch, height, 1)
+    bins = (rows * num_classes + torch.where(pixels.valid, pixels.labels, 0)).flatten()
 
     def per_class(values: Tensor) -> Tensor:
-        """Sums (B, H, W) by label; image by image first, since float32 stops counting at 2^24."""
+        """Sums (B, H, W) by label; row by row first, since float32 loses what is small beside a long sum."""
         values = torch.where(pixels.valid, values, 0.0).flatten()
-        return values.new_zeros(batch * num_classes).index_add(0, bins, values).view(batch, num_classes).sum(0)
+        return values.new_zeros(batch * height * num_classes).index_add(0, bins, values).view(-1, num_classes).sum(0)
 
     true_positive = per_class((-pixels.cross_entropy).exp())
     count = per_class(torch.ones_like(pixels.cross_entropy))
@@ -177,7 +177,7 @@ def lovasz(pixels: Pixels, config: LossConfig) -> Tensor:
         intersection = (found[-1] - found).to(errors.dtype)
         union = found[-1] + (~truth).cumsum(0)
         before = (union - 1).clamp_min(1).to(errors.dtype)
-        losses[k] = torch.dot(errors, torch.where(truth, 1, intersection / before) / union)
+        losses[k] = (errors * (torch.where(truth, 1, intersection / before) / union)).sum()
     return _scored(torch.stack(losses), present, config.binary)
 
 

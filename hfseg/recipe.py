@@ -244,8 +244,8 @@ class EvalConfig:
     """Images of one size per forward pass."""
     tile: Optional[int] = None
     """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed."""
-    tta: list[Union[float, str]] = field(default_factory=list)
-    """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `[horizontal_flip, 0.75]`."""
+    tta: Union[list[Union[float, str]], str] = field(default_factory=list)
+    """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `horizontal_flip,0.75`."""
     samples: int = 6
     """Panels of image, truth and prediction to draw."""
 

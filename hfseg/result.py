@@ -70,7 +70,8 @@ class Segmentation:
 
     def __post_init__(self):
         self.id2label = {int(i): str(name) for i, name in self.id2label.items()}
-        if (self.segment_map is None) != (self.segments is None):
+        own = self.segment_map is None or self.segment_map is self.semantic_map  # as `dataclasses.replace` gives it
+        if own != (self.segments is None):
             raise ValueError("segment_map and segments come together")
         given = {"image": self.image, "confidence": self.__dict__["_confidence"], "segment_map": self.segment_map}
         for name, array in given.items():

@@ -152,7 +152,7 @@ class Segmenter:
         """
         other = copy(self)
         other._settle(
-            self.tile if tile is None else tile or None,
+            self.tile if tile is None else tile,
             self.tile_overlap if tile_overlap is None else tile_overlap,
             self.tta if tta is None else tta,
         )
@@ -160,11 +160,11 @@ class Segmenter:
 
     def _settle(self, tile: int | None, tile_overlap: float, tta: str | Iterable[str | float]) -> None:
         check_tile(tile, tile_overlap)
-        self.tile, self.tile_overlap, self.tta = tile, tile_overlap, read_tta(tta)
+        self.tile, self.tile_overlap, self.tta = tile or None, tile_overlap, read_tta(tta)
         config = self.model.config
         family = FAMILIES.get(getattr(config, "model_type", None))
-        self._one_size = family is not None and family.input_size(config) is not None
-        if self._one_size and not set(self.tta) <= set(FLIPS):
+        self.resizes_windows = family is not None and family.input_size(config) is not None
+        if self.resizes_windows and not set(self.tta) <= set(FLIPS):
             raise UserError(f"tta holds scales, and this network takes images of {family.input_size(config)} only",
                             ", ".join(FLIPS), "leave the scales out")
 
@@ -249,6 +249,8 @@ class Segmenter:
         Raises:
             UserError: When the image cannot be read.
         """
+        if isinstance(image, list | tuple):
+            raise UserError(f"a list of {len(image)} images", "one image")
         stages = {"read and decode": "_read", "preprocess": "_pixel_values", "forward": "_network",
                   "upsample and argmax": "_upsample"}
         return profile_call(copy(self), image, stages, rounds, next(self.model.parameters()).device)
@@ -339,7 +341,7 @@ class Segmenter:
     def _logits(self, images: Sequence[np.ndarray], whole: bool) -> Tensor:
         """Logits of images of one size: whole ones as the processor wants them, or windows as they are."""
         with self._mode.inference():
-            pixel_values = self._pixel_values(images, resize=whole or self._one_size)
+            pixel_values = self._pixel_values(images, resize=whole or self.resizes_windows)
             if self.tta:
                 logits = averaged_logits(self._network, pixel_values, self.tta, _patch_size(self.model.config))
             else:

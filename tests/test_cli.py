@@ -407,7 +407,8 @@ def test_evaluate_in_tiles_and_views_says_so(hfseg, refused, run, tmp_path):
         assert hfseg("evaluate", run, "--data", data, "--output", output, *more)[0] == 0
         results = json.loads(output.read_text())
         protocol = results["protocol"]
-        assert protocol["tile"] == ({"size": 32, "overlap": 0.25} if "--tile" in more else None)
+        tiles = {"size": 32, "overlap": 0.25, "windows_resized": False}
+        assert protocol["tile"] == (tiles if "--tile" in more else None)
         assert protocol["test_time_augmentation"] == (["horizontal_flip", 0.75] if "--tta" in more else None)
         scores[more] = str(results["per_category_iou"])
     assert len(set(scores.values())) == 4

@@ -352,7 +352,7 @@ def test_scores_and_loss_in_tiles_are_those_of_the_blended_logits(tmp_path):
     for loss in (None, objective):
         results = Evaluator(load_data(folder), "validation", tile=32).run(segmenter, objective=loss, verbose=False)
         assert list(results["per_category_iou"].values()) == pytest.approx(list(iou), abs=1e-3)
-        assert results["protocol"]["tile"] == {"size": 32, "overlap": 0.25}
+        assert results["protocol"]["tile"] == {"size": 32, "overlap": 0.25, "windows_resized": False}
     assert results["loss"] == pytest.approx(np.mean(losses), rel=1e-4)
     plain = Evaluator(load_data(folder), "validation").run(segmenter, verbose=False)
     assert list(plain["per_category_iou"].values()) != pytest.approx(list(iou), abs=1e-3)
@@ -378,7 +378,8 @@ def test_scores_of_views_are_those_of_the_mean_probabilities(folder):
 def test_the_evaluators_settings_win_over_the_segmenters(folder):
     segmenter = random_segmenter().using(tile=32, tta="vertical_flip")
     as_it_is = hfseg.evaluate(segmenter, load_data(folder))["protocol"]
-    assert (as_it_is["tile"], as_it_is["test_time_augmentation"]) == ({"size": 32, "overlap": 0.25}, ["vertical_flip"])
+    assert as_it_is["tile"] == {"size": 32, "overlap": 0.25, "windows_resized": False}
+    assert as_it_is["test_time_augmentation"] == ["vertical_flip"]
     off = hfseg.evaluate(segmenter, load_data(folder), tile=0, tta=())["protocol"]
     assert (off["tile"], off["test_time_augmentation"]) == (None, None)
     json.dumps([as_it_is, off])

@@ -369,3 +369,15 @@ def test_the_full_size_logits_never_exist(terms, monkeypatch):
     with Sizes():
         build_loss(LossConfig(terms=terms), 10, IGNORE)(logits, labels).backward()
     assert max(largest) <= 256 * 256 < 10 * 256 * 256  # nothing larger than the label map
+
+
+@pytest.mark.parametrize("name", ["dice", "tversky", "lovasz"])
+def test_large_images_keep_their_precision(name):
+    """Sums over millions of pixels, most of them small beside the sum."""
+    generator = torch.Generator().manual_seed(0)
+    logits = 0.01 * torch.randn(1, 3, 16, 16, generator=generator)
+    labels = torch.randint(0, 3, (1, 1500, 1500), generator=generator)
+    labels[labels == 2] = 0
+    fields = {"name": name, "labels": labels}
+    exact, found = loss(logits=logits.double(), **fields), loss(logits=logits, **fields)
+    assert float(found) == pytest.approx(float(exact), rel=2e-5)

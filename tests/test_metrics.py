@@ -295,3 +295,22 @@ def test_an_attempt_that_fails_counts_nothing():
 def test_an_ignored_value_that_a_byte_cannot_hold_ignores_nothing(ignore):
     values = torch.full((4,), 255, dtype=torch.uint8)
     assert confusion_counts(values, values, 256, ignore).sum() == 4
+
+
+def test_update_matrix_copies_counts_and_refuses_shares():
+    metric = hfseg.metrics.load("mean_iou", num_labels=2)
+    counts = np.array([[3, 0, 0], [1, 2, 0], [0, 0, 0]])
+    metric.update_matrix(counts)
+    counts[0, 0] = 100
+    assert metric.matrix[0, 0] == 3
+    for wrong in (np.full((2, 2), 0.25), np.full((2, 2), np.nan), -np.ones((2, 2))):
+        with pytest.raises(UserError, match="fractions"):
+            metric.update_matrix(wrong)
+
+
+def test_bfloat16_maps_are_maps_too():
+    import torch
+
+    metric = hfseg.metrics.load("mean_iou", num_labels=2)
+    metric.add(prediction=torch.ones(2, 2, dtype=torch.bfloat16), reference=torch.ones(2, 2, dtype=torch.bfloat16))
+    assert metric.compute()["mean_iou"] == 1

@@ -4,6 +4,8 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -82,6 +84,7 @@ def test_upsample_argmax_is_interpolate_then_argmax(shape, size, seed, kind):
     best, chosen = full.max(1).values, full.gather(1, labels.long()[:, None])[:, 0]
     assert torch.all(best - chosen <= 1e-5 * full.abs().amax().clamp(min=1e-30))
     torch.testing.assert_close(upsample_logits(logits, size), full)
+    assert torch.all((confidence <= 1) & (confidence >= 0.999 / shape[1]))
     if kind != "huge":  # there, the softmax of two nearly equal logits is decided by their rounding
         torch.testing.assert_close(confidence, full.softmax(1).max(1).values, atol=2e-6, rtol=1e-5)
 
@@ -115,13 +118,58 @@ def test_threads_and_many_classes_change_nothing(threads, classes, size):
         torch.set_num_threads(before)
 
 
-def test_the_softmax_is_exact_however_far_apart_the_logits_lie():
-    for scale in (1e-3, 1, 10, 30, 100, 1e4):
-        logits = scale * torch.randn(1, 200, 8, 8, generator=torch.Generator().manual_seed(5))
-        full = torch.nn.functional.interpolate(logits.double(), size=(50, 60), mode="bilinear", align_corners=False)
-        _, confidence = upsample_argmax(logits, (50, 60), return_confidence=True)
-        torch.testing.assert_close(confidence.double(), full.softmax(1).max(1).values,
-                                   atol=1e-6 * max(1, scale), rtol=1e-5)
+@pytest.mark.parametrize("scale", [1e-3, 1, 30, 1e3, 1e5, 1e7, 1e9])
+@pytest.mark.parametrize("offset", [0, 1e4])
+def test_the_softmax_is_as_exact_as_the_plain_one_however_far_apart_the_logits_lie(scale, offset):
+    logits = scale * torch.randn(1, 60, 8, 8, generator=torch.Generator().manual_seed(5)).clamp(-3, 3) + offset
+    truth, plain = (torch.nn.functional.interpolate(x, size=(50, 60), mode="bilinear", align_corners=False).softmax(1)
+                    .max(1).values for x in (logits.double(), logits))
+    _, confidence = upsample_argmax(logits, (50, 60), return_confidence=True)
+    assert confidence.max() <= 1
+    assert (confidence - truth).abs().max() <= 2 * (plain - truth).abs().max() + 1e-6
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_machine_without_more_threads_leaves_nothing_out(allowed, monkeypatch):
+    """The second thread is refused while the first is at work already."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr("hfseg.ops.compiled._pools", {})
+    start, started = threading.Thread.start, []
+
+    def refuse(thread):
+        if len(started) >= allowed:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+
+    def work(image: int, first: int, last: int) -> int:
+        time.sleep(0.005)
+        return last - first
+
+    assert sum(share_out(work, 1000, work=10**9)) == 1000
+
+
+def test_an_error_in_a_thread_reaches_the_caller(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    with pytest.raises(ZeroDivisionError):
+        share_out(lambda image, first, last: 1 // (first - 500), 1000, work=10**9)
+
+
+def test_a_full_disk_costs_the_next_process_time_and_nothing_else():
+    """numba writes after the first call; under this limit no file can grow."""
+    code = """
+import resource, tempfile, os
+os.environ["NUMBA_CACHE_DIR"] = tempfile.mkdtemp()
+import torch
+from hfseg.ops import upsample_threshold
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+import signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+assert upsample_threshold(torch.ones(1, 2, 2), (5, 5)).all()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
 
 
 @settings(max_examples=100, deadline=None)
@@ -256,9 +304,37 @@ def test_upsample_cross_entropy_takes_every_float_type(dtype):
     torch.testing.assert_close(torch.autograd.grad(found, logits), torch.autograd.grad(expected, logits))
 
 
+def test_upsample_cross_entropy_keeps_small_gradients_for_loss_scaling():
+    logits = torch.randn(2, 150, 16, 16, generator=torch.Generator().manual_seed(1)).half().requires_grad_()
+    labels = torch.randint(0, 150, (2, 64, 64), generator=torch.Generator().manual_seed(2))
+    exact = logits.detach().double().requires_grad_()
+    full = torch.nn.functional.interpolate(exact, size=(64, 64), mode="bilinear", align_corners=False)
+    [expected] = torch.autograd.grad(65536 * torch.nn.functional.cross_entropy(full, labels), exact)
+    [found] = torch.autograd.grad(65536 * upsample_cross_entropy(logits, labels), logits)
+    assert (found - expected).norm() <= 1e-3 * expected.norm()
+
+
 def test_upsample_cross_entropy_refuses_shapes_that_do_not_fit():
     with pytest.raises(ValueError, match="labels"):
         upsample_cross_entropy(torch.zeros(2, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.long))
+    with pytest.raises(ValueError, match="weight"):
+        upsample_cross_entropy(torch.zeros(1, 3, 4, 4), torch.zeros(1, 8, 8, dtype=torch.uint8), weight=torch.ones(4))
+
+
+def test_counts_take_every_kind_of_integer():
+    reference = np.array([[0, 1], [2, 1]])
+    logits = torch.nn.functional.one_hot(torch.from_numpy(reference)).permute(2, 0, 1).float()
+    for kind in (">i4", ">u2", "u8", "i1"):
+        assert np.array_equal(upsample_confusion(logits, reference.astype(kind)), np.diag([1, 2, 1]))
+        assert np.array_equal(confusion_counts(reference.astype(kind), reference, 3), np.diag([1, 2, 1]))
+    with pytest.raises(UserError, match="18446744073709551615"):
+        confusion_counts(np.array([2**64 - 1], np.uint64), np.array([0]), 3, ignore_index=-1)
+
+
+def test_maps_of_no_class_ids_are_refused_before_they_fill_the_memory():
+    values = np.arange(6000) + 10_000
+    with pytest.raises(UserError, match="6000 and 6000 different values"):
+        pair_counts(values, values)
 
 
 @pytest.mark.parametrize("size", [(128, 192), (97, 131), (20, 31), (32, 48)])

@@ -82,7 +82,10 @@ def test_weights_fall_towards_the_border_of_a_window():
     assert inner[0] < 0.2 and inner.max() == 1
 
 
-@pytest.mark.parametrize(("tile", "overlap"), [(31, 0.25), (0, 0.25), (-32, 0.25), (48, 0.25), (64, -0.1), (64, 0.9)])
+@pytest.mark.parametrize(
+    ("tile", "overlap"),
+    [(31, 0.25), (64.0, 0.25), ("64", 0.25), (True, 0.25), (-32, 0.25), (48, 0.25), (64, -0.1), (64, 0.9), (64, "x")],
+)
 def test_tiles_that_cannot_be(tile, overlap):
     with pytest.raises(UserError, match="tile"):
         a_segmenter(tile=tile, tile_overlap=overlap)

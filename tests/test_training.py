@@ -58,7 +58,7 @@ def test_tiles_and_views_of_the_recipe_are_in_the_protocol(tmp_path):
     recipe = small_recipe(tmp_path / "run")
     recipe.eval.tile, recipe.eval.tta = 32, ["horizontal_flip"]
     protocol = hfseg.train(recipe, verbose=False)["protocol"]
-    assert protocol["tile"] == {"size": 32, "overlap": 0.25}
+    assert protocol["tile"] == {"size": 32, "overlap": 0.25, "windows_resized": False}
     assert protocol["test_time_augmentation"] == ["horizontal_flip"]
 
 

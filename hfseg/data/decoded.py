@@ -7,6 +7,7 @@ decodes the row anew where that is wrong. Bad samples are never kept. Nothing bu
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import mmap
@@ -30,7 +31,7 @@ from torch.utils.data import get_worker_info
 from hfseg.data.images import Sample
 from hfseg.labels import LabelSchema
 
-VERSION = 1  # counted up when a row would be decoded to something else, or be written otherwise
+VERSION = 2  # counted up when a row would be decoded to something else, or be written otherwise
 DEFAULT_GB = 8.0
 DISK_SHARE = 0.5  # of the disk that would be free without the cache
 USED = "used"  # its modification time says when a data set was last read
@@ -71,7 +72,7 @@ class DecodedRows:
         self.folder = self.root / fingerprint(rows, schema, channels)
         self.limit = gigabytes * 1e9
         self.hits = 0
-        self._allowance, self._writing, self._touched = 0.0, True, time.monotonic()
+        self._allowance, self._writing, self._warned, self._touched = 0.0, True, False, time.monotonic()
         self._checked: set[int] = set()
         self.note = f"decoded images are kept in {self.folder} (data.cache_gb)"
         try:
@@ -82,7 +83,7 @@ class DecodedRows:
                     left.unlink(missing_ok=True)
         except OSError as error:
             self._writing = False
-            self.note = f"decoded images cannot be kept in {self.folder} ({error.strerror}): every epoch decodes them"
+            self.note = f"no decoded images can be added to {self.folder} ({error.strerror}): they are decoded anew"
 
     def read(self, index: int, decode: Callable[[], Sample]) -> Sample:
         """Returns a row, decoded.
@@ -117,20 +118,25 @@ class DecodedRows:
     def _store(self, path: str, sample: Sample) -> None:
         size = sample.image.nbytes + sample.semantic_map.nbytes + 1024
         try:
-            if size > self.limit / 16 or not self._fits(size):
-                return
-            self._allowance -= size
-            save(path, sample)
+            if size > self.limit / 16:
+                self._warn(f"a row of {size / 1e6:.2g} MB is not kept: it is more than a sixteenth of data.cache_gb")
+            elif self._fits(size):
+                self._allowance -= size
+                save(path, sample)
         except OSError as error:
-            self._stop(f"{error.strerror}")
+            # Another process may have removed the data set, or something else be in the row's place.
+            if error.errno not in (errno.ENOENT, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY):
+                self._stop(f"{error.strerror}")
 
     def _fits(self, size: int) -> bool:
         """Whether there is room; each process takes a sixteenth of it at a time, so that several stay within it."""
         while size > self._allowance:
-            used = sum(entry.stat().st_size for entry in _files(self.root))
+            used = sum(map(_size, _files(self.root)))
             free = shutil.disk_usage(self.root).free
-            self._allowance = (min(self.limit, (free + used) * DISK_SHARE) - used) / 16
-            if size > self._allowance and not self._evict():
+            room = min(self.limit, (free + used) * DISK_SHARE) - used
+            if size <= room:
+                self._allowance = max(size, room / 16)
+            elif not self._evict():
                 self._stop(f"{used / 1e9:.1f} GB are kept")
                 return False
         return True
@@ -152,10 +158,14 @@ class DecodedRows:
 
     def _stop(self, reason: str) -> None:
         self._writing = False
+        self._warn(f"no more decoded images are kept in {self.root} ({reason}): the others are decoded in every "
+                   "epoch. data.cache_gb says how much may be kept")
+
+    def _warn(self, text: str) -> None:
         worker = get_worker_info()
-        if worker is None or worker.id == 0:
-            warnings.warn(f"no more decoded images are kept in {self.root} ({reason}): the others are decoded in every "
-                          "epoch. data.cache_gb says how much may be kept", stacklevel=2)
+        if not self._warned and (worker is None or worker.id == 0):
+            self._warned = True
+            warnings.warn(text, stacklevel=4)
 
 
 def decoded_rows(rows, schema: LabelSchema, channels: int, gigabytes: float | None, on_gpu: bool) -> DecodedRows | None:
@@ -238,7 +248,7 @@ def save(path: str, sample: Sample) -> None:
     arrays = [np.ascontiguousarray(array) for array in (sample.image, sample.semantic_map)]
     pieces = [array.view(np.uint8).reshape(-1) for array in arrays]
     text = json.dumps({
-        "name": sample.name, "sum": sum(map(_sum, pieces)) % 2**64,
+        "name": sample.name, "place": _place(path), "sums": [zlib.crc32(piece) for piece in pieces],
         "arrays": [[array.dtype.str, array.shape] for array in arrays],
     }).encode()  # fmt: skip
     temporary = f"{path}.{os.getpid()}-{threading.get_ident()}.writing"
@@ -273,31 +283,41 @@ def load(path: str, check: bool = True) -> Sample | None:
         text = content[_HEAD.size:start]
         if magic != _MAGIC or zlib.crc32(text) != crc:
             return None
-        entry, arrays, total = json.loads(text), [], 0
-        for dtype, shape in entry["arrays"]:
+        entry, arrays = json.loads(text), []
+        if entry["place"] != _place(path):  # a copy of another row
+            return None
+        for (dtype, shape), total in zip(entry["arrays"], entry["sums"], strict=True):
             start += -start % _LINE
             array = np.ndarray(shape, np.dtype(dtype), content, start)
             arrays.append(array)
             start += array.nbytes
-            if check:
-                total += _sum(array.view(np.uint8).reshape(-1))
-        if start != len(content) or (check and total % 2**64 != entry["sum"]):
+            if check and zlib.crc32(array.view(np.uint8).reshape(-1)) != total:
+                return None
+        if start != len(content):
             return None
-    except (OSError, ValueError, TypeError, struct.error):  # not there; empty; too short; not an array's
+    except (OSError, ValueError, TypeError, KeyError, struct.error):  # not there; empty; too short; not an array's
         return None
     return Sample(*arrays, entry["name"])
 
 
-def _sum(values: np.ndarray) -> int:
-    """The sum of bytes taken as 64-bit words, at the speed of memory; a page of zeros or a turned bit changes it."""
-    whole = len(values) // 8 * 8
-    return int(values[:whole].view(np.uint64).sum(dtype=np.uint64)) + int(values[whole:].sum(dtype=np.uint64))
+def _place(path: str) -> str:
+    """What a file must say of itself: its data set and row."""
+    return "/".join(Path(path).parts[-2:])
+
+
+def _size(entry: os.DirEntry) -> int:
+    try:
+        return entry.stat(follow_symlinks=False).st_size
+    except OSError:  # renamed or removed meanwhile
+        return 0
 
 
 def _files(root: Path) -> Iterator[os.DirEntry]:
-    for folder in os.scandir(root):
-        if folder.is_dir(follow_symlinks=False):
-            try:
-                yield from os.scandir(folder)
-            except OSError:  # just removed by another process
-                continue
+    with os.scandir(root) as folders:
+        for folder in folders:
+            if folder.is_dir(follow_symlinks=False):
+                try:
+                    with os.scandir(folder) as entries:
+                        yield from entries
+                except OSError:  # just removed by another process
+                    continue

@@ -136,9 +136,12 @@ class MeanIoU(evaluate.Metric):
                 pixels already left out.
 
         Raises:
-            UserError: When it has another size.
+            UserError: When it has another size, or is no table of counts.
         """
-        matrix = np.asarray(matrix, dtype=np.int64)
+        given = np.asarray(matrix)
+        matrix = np.array(np.nan_to_num(given, nan=-1), dtype=np.int64)  # a copy: the caller may go on with its own
+        if (matrix < 0).any() or not np.array_equal(matrix, given):
+            raise UserError("a matrix with fractions, NaN or negative numbers", "counts of pixels")
         known = self.num_labels if self.num_labels is not None else len(self._merged) - 1 or len(matrix)
         if matrix.shape == (known, known):
             matrix = np.pad(matrix, (0, 1))
@@ -208,4 +211,7 @@ class MeanIoU(evaluate.Metric):
 
 def _array(values) -> np.ndarray:
     """An array, of a tensor on any device too."""
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.double() if values.is_floating_point() else values  # numpy has no bfloat16
+    return np.asarray(values)

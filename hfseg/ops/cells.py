@@ -168,21 +168,27 @@ def count_rows(logits, rows, row_shares, column_starts, column_shares, first, la
     return outside
 
 
+@compiled
+def _below(left, right, n, share, best, gap):
+    """Writes how far n interpolated values lie below the best one: at most 0, at least -87. Rounded as `_winner` does:
+    reordered sums would differ from it by more than the gaps where logits are large."""
+    for k in range(n):
+        x = share[0] * left[k] + share[1] * right[k] - best
+        gap[k] = min(max(x, np.float32(-87)), np.float32(0))
+
+
 @compiled(fastmath=_FAST)
-def _sum_of_exp(left, right, n, share, best, power, scale):
-    """Sums exp(value - best) over n interpolated values, none of them above best by more than rounding.
+def _sum_of_exp(gap, n, power, scale):
+    """Sums exp(x) over n gaps from -87 to 0.
 
     exp(x) = 2^k exp(r) with k = round(x / ln 2): the power by the bits of a float32, exp(r) by its series to r^6,
     whose error is below 2e-7 for |r| <= ln 2 / 2. `power` and `scale` are one buffer, as int32 and as float32.
     """
     for k in range(n):
-        x = share[0] * left[k] + share[1] * right[k] - best
-        x = x if x > np.float32(-87) else np.float32(-87)
-        power[k] = (np.int32(x * np.float32(1.44269504) - np.float32(0.5)) + 127) << 23
+        power[k] = (np.int32(gap[k] * np.float32(1.44269504) - np.float32(0.5)) + 127) << 23
     total = np.float32(0)
     for k in range(n):
-        x = share[0] * left[k] + share[1] * right[k] - best
-        x = x if x > np.float32(-87) else np.float32(-87)
+        x = gap[k]
         whole = np.float32(np.int32(x * np.float32(1.44269504) - np.float32(0.5)))
         r = (x - whole * np.float32(0.693359375)) + whole * np.float32(2.12194440e-4)
         series = np.float32(1 / 720)
@@ -210,7 +216,7 @@ def confidence_rows(logits, rows, row_shares, column_starts, column_shares, firs
     low, reach = np.empty(w, np.float32), np.empty(w, np.float32)
     count, found = np.empty(w, np.int64), np.empty((w, classes), np.int32)
     left, right = np.empty(classes, np.float32), np.empty(classes, np.float32)
-    power = np.empty(classes, np.int32)
+    gap, power = np.empty(classes, np.float32), np.empty(classes, np.int32)
     scale = power.view(np.float32)
     cell = -1
     for y in range(first, last):
@@ -233,7 +239,8 @@ def confidence_rows(logits, rows, row_shares, column_starts, column_shares, firs
                 best = _winner(left, right, n, share)
                 labels[y, x] = found[j, best]
                 top = share[0] * left[best] + share[1] * right[best]
-                confidence[y, x] = np.float32(1) / _sum_of_exp(left, right, n, share, top, power, scale)
+                _below(left, right, n, share, top, gap)
+                confidence[y, x] = np.float32(1) / _sum_of_exp(gap, n, power, scale)
 
 
 @compiled

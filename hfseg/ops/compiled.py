@@ -6,8 +6,10 @@ run one at the same time.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
+import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -36,7 +38,15 @@ def compiled(function: Callable | None = None, **options) -> Callable:
     if function is None:
         return lambda function: compiled(function, **options)
     try:
-        return numba.njit(nogil=True, cache=True, **options)(function)
+        dispatcher = numba.njit(nogil=True, cache=True, **options)(function)
+        save = dispatcher._cache.save_overload
+
+        def save_if_possible(*arguments):
+            with contextlib.suppress(OSError):  # full, over quota, or not writable any more
+                save(*arguments)
+
+        dispatcher._cache.save_overload = save_if_possible
+        return dispatcher
     except RuntimeError:  # no place to cache
         return numba.njit(nogil=True, **options)(function)
 
@@ -70,17 +80,25 @@ def share_out(call: Callable[..., object], count: int, work: int, batch: int = 1
 def _run(call: Callable[..., object], ranges: Sequence[tuple], threads: int) -> list:
     waiting = iter(list(enumerate(ranges)))
     results: list = [None] * len(ranges)
+    outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()  # one for each range that is done
 
     def take() -> None:
         for position, arguments in waiting:  # `next` on a list's iterator is atomic
-            results[position] = call(*arguments)
+            try:
+                results[position] = call(*arguments)
+                outcomes.put(None)
+            except BaseException as error:
+                outcomes.put(error)
 
     try:
-        pool = _pools.get(threads) or _pools.setdefault(threads, ThreadPoolExecutor(threads - 1, "hfseg"))
-        others = [pool.submit(take) for _ in range(threads - 1)]
-    except RuntimeError:  # the interpreter is ending: no new threads
-        others = []
+        most = torch.get_num_threads()
+        pool = _pools.get(most) or _pools.setdefault(most, ThreadPoolExecutor(most - 1, "hfseg"))
+        for _ in range(threads - 1):
+            pool.submit(take)
+    except RuntimeError:  # no new threads: the interpreter is ending, or the machine has no more. Some may be at work.
+        pass
     take()
-    for other in others:
-        other.result()
+    errors = [error for error in (outcomes.get() for _ in ranges) if error]
+    if errors:
+        raise errors[0]
     return results

@@ -11,6 +11,7 @@ from hfseg.errors import UserError
 
 Map = TypeVar("Map", np.ndarray, torch.Tensor)
 
+_MOST_PAIRS = 1 << 25  # entries of a table in `pair_counts`
 _DENSE_LIMIT = 1 << 12  # values below this are their own row or column in `pair_counts`
 
 
@@ -42,7 +43,8 @@ def confusion_counts(reference: Map, prediction: Map, num_labels: int, ignore_in
         counts = confusion_counts(reference.numpy(), prediction.numpy(), num_labels, ignore_index)
         return torch.from_numpy(counts)
     reference, prediction = reference.reshape(-1), prediction.reshape(-1)
-    if isinstance(reference, np.ndarray) and _whole(reference) and _whole(prediction):
+    in_range = ignore_index is None or abs(ignore_index) < 1 << 63
+    if isinstance(reference, np.ndarray) and _whole(reference) and _whole(prediction) and in_range:
         from hfseg.ops.counting import NO_VALUE, pair_table
 
         ignore = NO_VALUE if ignore_index is None else ignore_index
@@ -63,7 +65,7 @@ def confusion_counts(reference: Map, prediction: Map, num_labels: int, ignore_in
 
 
 def _whole(values: np.ndarray) -> bool:
-    return values.dtype.kind in "iub"
+    return values.dtype.kind in "iub" and values.dtype != np.uint64  # which int64 does not hold
 
 
 def _holds(values: Map, value: int) -> bool:
@@ -98,6 +100,9 @@ def pair_counts(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarr
         raise _shapes_differ(reference, prediction)
     rows, row = _index(reference.reshape(-1))
     columns, column = _index(prediction.reshape(-1))
+    if len(rows) * len(columns) > _MOST_PAIRS:
+        raise UserError(f"maps of {len(rows)} and {len(columns)} different values", "maps of class ids",
+                        "colours, depths or object numbers have to become class ids first")
     from hfseg.ops.counting import NO_VALUE, pair_table
 
     counts, _ = pair_table(row, column, (len(rows), len(columns)), NO_VALUE)
@@ -106,7 +111,7 @@ def pair_counts(reference: np.ndarray, prediction: np.ndarray) -> tuple[np.ndarr
 
 def _index(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Values (ascending) and, for each element, the position of its value among them."""
-    if values.dtype.kind not in "iub":
+    if values.dtype.kind not in "iub" or values.dtype == np.uint64:
         with np.errstate(invalid="ignore"):
             whole = values.astype(np.int64)
         if not np.array_equal(whole, values):

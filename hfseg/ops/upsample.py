@@ -6,6 +6,8 @@ full-size logits at a time.
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -114,16 +116,18 @@ def upsample_confusion(
         from hfseg.ops.counting import NO_VALUE
 
         ignore = NO_VALUE if ignore_index is None else ignore_index
-        tables: list[np.ndarray] = []
+        counts, lock = np.zeros((n, n), np.int64), threading.Lock()
 
         def count(*arguments) -> int:
             table = np.zeros((n, n), np.int64)
-            tables.append(table)
-            return cells.count_rows(*arguments, table)
+            outside = cells.count_rows(*arguments, table)
+            with lock:
+                np.add(counts, table, out=counts)
+            return outside
 
-        outside = _run_cells(count, batched, size, [[np.ascontiguousarray(reference), ignore]])
-        if not sum(outside):
-            return np.sum(tables, axis=0)
+        reference = np.ascontiguousarray(reference, reference.dtype.newbyteorder("="))
+        if not sum(_run_cells(count, batched, size, [[reference, ignore]])):
+            return counts
     # A device without compiled code, or values to complain about.
     return confusion_counts(reference, upsample_argmax(logits, size).cpu().numpy(), n, ignore_index)
 
@@ -160,7 +164,9 @@ def upsample_threshold(logits: Tensor, size: tuple[int, int], threshold: float =
                    [[limit, part.numpy()] for part in mask])
     else:
         for part, plane in zip(mask, flat, strict=True):  # one at a time: the upsampled logits may be large
-            part.copy_(upsample_logits(plane[None], size)[0] > threshold)
+            plane = plane if plane.dtype == torch.float64 else plane.float()
+            full = F.interpolate(plane[None, None], size=tuple(size), mode="bilinear", align_corners=False)
+            part.copy_(full[0, 0] > threshold)
     return mask.view(*batched.shape[:2], *size) if logits.ndim == 4 else mask
 
 

@@ -26,7 +26,7 @@ def upsample_cross_entropy(
 
     Args:
         logits: (B, C, h, w), any float type; computed in float32 at least.
-        labels: Class ids, (B, H, W), int64.
+        labels: Class ids, (B, H, W), any integers.
         weight: Weight per class, (C,), or None.
         ignore_index: The label of pixels that count for nothing.
         label_smoothing: e of the target (1 - e) one-hot + e / C.
@@ -45,6 +45,9 @@ def upsample_cross_entropy(
     if logits.ndim != 4 or labels.ndim != 3 or len(logits) != len(labels) or 0 in (*logits.shape, *labels.shape):
         raise ValueError(f"logits are {tuple(logits.shape)} and labels {tuple(labels.shape)}, not (B, C, h, w) and "
                          "(B, H, W)")
+    if weight is not None and weight.shape != logits.shape[1:2]:
+        raise ValueError(f"weight is {tuple(weight.shape)} for {logits.shape[1]} classes")
+    labels = labels.long()
     with torch.autocast(logits.device.type, enabled=False):
         return _UpsampleCrossEntropy.apply(logits, labels, weight, ignore_index, label_smoothing)
 
@@ -95,11 +98,13 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
                         slope -= spread * weight[:, None]
                     strip.add_gradient(slope, gradient[image])
         if wants_gradient:
-            ctx.save_for_backward((gradient * scale).to(logits.dtype))
+            # In full precision: loss scaling multiplies it before it is rounded to the logits' type.
+            ctx.save_for_backward(gradient.mul_(scale))
+            ctx.dtype = logits.dtype
         return total * scale
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         [gradient] = ctx.saved_tensors
-        return gradient * grad_output, None, None, None, None
+        return (gradient * grad_output).to(ctx.dtype), None, None, None, None
