@@ -399,7 +399,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             if stopped:
                 raise Interrupted(progress.step, run.resume_command(world), stopped, speaks=main)
     if main:
-        best = Segmenter.from_pretrained(str(run.path), device=device, tile=recipe.eval.tile, tta=recipe.eval.tta)
+        best = Segmenter.from_pretrained(str(run.path), device=device, tile=recipe.eval.tile, tta=recipe.eval.tta,
+                                         fuse=recipe.model.fuse)
         evaluator.draw_samples(best, run.path / SAMPLES, recipe.eval.samples)
         facts = {
             "steps": progress.step, "best_step": progress.best_step, "seconds": round(progress.seconds, 1),

@@ -9,6 +9,8 @@ import pickle
 
 import pytest
 import torch
+from accelerate import dispatch_model
+from accelerate.hooks import remove_hook_from_submodules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -21,13 +23,15 @@ from transformers import (
     ResNetConfig,
     SegformerConfig,
     SegformerForSemanticSegmentation,
+    SwinConfig,
+    SwinModel,
     UperNetConfig,
 )
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 
 from hfseg.errors import UserError
 from hfseg.models import fusing
-from hfseg.models.fusing import fuse, is_fused, unfuse
+from hfseg.models.fusing import fuse, is_fused, swin, unfuse
 from hfseg.models.fusing.pyramid import convolve_upsampled
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32,
@@ -573,3 +577,81 @@ def test_low_rank_adapters_before_and_after():
     kept = fuse(peft.get_peft_model(copy.deepcopy(model), settings).eval())
     assert len(kept.fuse_report.fused) == 2  # the copy that trains and the original
     assert_close(logits(kept, inputs), logits(model, inputs), 1e-4)
+
+
+def test_no_generator_is_seeded_but_the_one_that_draws(monkeypatch):
+    """`torch.manual_seed` reaches those of every device, where nothing would put them back."""
+    model, seeded = build(), []
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: seeded.append(seed))
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: seeded.append(seed))
+    before = torch.get_rng_state()
+    assert fuse(model).fuse_report.fused and not seeded
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("wrong", ["forward", "backward"])
+def test_the_self_check_sees_what_only_training_does(wrong, monkeypatch):
+    config = SwinConfig(image_size=32, embed_dim=8, depths=[1, 1], num_heads=[1, 1], window_size=4)
+    assert fuse(SwinModel(config)).fuse_report.fused
+    right = getattr(swin._LinearOfGelu, wrong)
+
+    def changed(*arguments):
+        result = right(*arguments)
+        return (5 * result[0], *result[1:]) if isinstance(result, tuple) else 5 * result
+
+    monkeypatch.setattr(swin._LinearOfGelu, wrong, staticmethod(changed))
+    report = fuse(SwinModel(config)).fuse_report
+    assert not report.fused and all("the check found a difference" in reason for _, reason in report.left_alone)
+
+
+def test_the_same_seed_drops_out_the_same():
+    model, inputs = build(classifier_dropout_prob=0.5).train(), pixels()
+    found = []
+    for one in (copy.deepcopy(model), fuse(copy.deepcopy(model))):
+        torch.manual_seed(3)
+        found.append(one(pixel_values=inputs).logits)
+    assert_close(*found, 1e-4)
+
+
+def test_unfuse_lets_go_of_accelerates_hooks():
+    model, inputs = build(), pixels()
+    wanted = logits(model, inputs)
+    fuse(model)
+    dispatch_model(model, {"segformer": "cpu", "decode_head": "cpu"}, main_device="cpu", force_hooks=True)
+    unfuse(model)
+    assert_close(logits(model, inputs), wanted, 1e-4)
+    remove_hook_from_submodules(model)
+    assert_close(logits(model, inputs), wanted, 1e-4)
+
+
+def test_aligned_corners_and_global_hooks_are_computed_plainly():
+    model, inputs = build("upernet"), pixels()
+    fuse(model).decode_head.align_corners = True
+    found = logits(model, inputs)
+    assert_close(found, logits(unfuse(model), inputs), 1e-6)
+    model = fuse(build())
+    handle = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: 1.5 * output if isinstance(module, nn.Conv2d) else None)
+    try:
+        found = logits(model, inputs)
+        assert_close(found, logits(unfuse(model), inputs), 1e-6)
+    finally:
+        handle.remove()
+
+
+def test_functional_transforms_and_second_derivatives_of_swin():
+    config = SwinConfig(image_size=16, patch_size=4, embed_dim=8, depths=[1], num_heads=[1], window_size=4)
+    plain = SwinModel(config).double()
+    plain.set_attn_implementation("eager")  # which can be differentiated twice, and forward
+    fused, inputs = fuse(copy.deepcopy(plain)), torch.randn(1, 3, 16, 16, dtype=torch.float64)
+    slopes = []
+    for model in (plain, fused):
+        parameters = dict(model.named_parameters())
+        tangent = {name: torch.ones_like(value) for name, value in parameters.items()}
+        call = lambda p, model=model: torch.func.functional_call(model, p, (inputs,)).last_hidden_state  # noqa: E731
+        slopes.append([torch.func.jvp(call, (parameters,), (tangent,))[1]])
+        image = inputs.clone().requires_grad_()
+        [first] = torch.autograd.grad(model(image).last_hidden_state.square().sum(), image, create_graph=True)
+        slopes[-1] += torch.autograd.grad(first.square().sum(), image)
+    for one, other in zip(*slopes, strict=True):
+        assert_close(one, other, 1e-9)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hfseg.models.fusing.framework import ordinary
 from hfseg.ops.compiled import compiled, share_out
 
 _FAST = {"reassoc", "contract"}  # lets sums over channels be vectorised; infinities and NaN keep their meaning
@@ -46,8 +47,8 @@ def deformable_attention(
     dtype = torch.promote_types(torch.promote_types(value.dtype, locations.dtype), weights.dtype)
     if torch.is_autocast_enabled("cpu"):  # where grid_sample, too, computes in float32
         dtype = torch.promote_types(dtype, torch.float32)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-    if value.device.type != "cpu" or dtype not in (torch.float32, torch.float64) or traced:
+    full = dtype in (torch.float32, torch.float64)
+    if value.device.type != "cpu" or not full or not ordinary(value, locations, weights):
         return _level_by_level(value, shapes, locations, weights)
     shapes = np.array([(int(height), int(width)) for height, width in shapes], dtype=np.int64)
     value, locations, weights = (tensor.to(dtype).contiguous() for tensor in (value, locations, weights))

@@ -26,6 +26,7 @@ import hashlib
 import importlib
 import inspect
 import textwrap
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -188,8 +189,12 @@ def unfuse(model: nn.Module) -> nn.Module:
     """
     for module in model.modules():
         if is_fused(module):
-            module.__class__ = type(module).__bases__[0]
-    model.__dict__.pop("fuse_report", None)
+            fused = type(module)
+            module.__class__ = fused.__bases__[0]
+            for name in ("forward", "_old_forward"):  # as accelerate's hooks keep it
+                if getattr(module.__dict__.get(name), "__func__", None) is fused.forward:
+                    module.__dict__[name] = types.MethodType(fused.__bases__[0].forward, module)
+        module.__dict__.pop("fuse_report", None)
     return model
 
 
@@ -304,6 +309,32 @@ def print_digests() -> None:
 # What stands in the way of a fused forward.
 
 
+_GLOBAL_HOOKS = [
+    getattr(torch.nn.modules.module, name)
+    for name in ("_global_forward_hooks", "_global_forward_pre_hooks", "_global_backward_hooks",
+                 "_global_backward_pre_hooks")
+]  # fmt: skip
+
+
+def ordinary(*tensors: torch.Tensor) -> bool:
+    """Returns whether a computation may be a `torch.autograd.Function` of its own, or even leave torch.
+
+    Args:
+        tensors: What goes in.
+
+    Returns:
+        False while a graph is traced, under the transforms of torch.func, in forward-mode differentiation, and for
+        tensors that are not plain ones (fake, sharded...).
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or torch.autograd.forward_ad._current_level >= 0
+        or any(type(tensor) not in (torch.Tensor, nn.Parameter) for tensor in tensors)
+    )
+
+
 def why_not_plain(module: nn.Module, children: Mapping[str, type | tuple[type, ...]]) -> str | None:
     """Returns why the children of a module cannot be bypassed: the guard of every fused forward, cheap by design.
 
@@ -316,6 +347,8 @@ def why_not_plain(module: nn.Module, children: Mapping[str, type | tuple[type, .
         None if each is plain: exact type, no replaced forward, no hooks, no parametrization, its own parameters dense
         floating point; else the reason.
     """
+    if any(_GLOBAL_HOOKS):
+        return "every module is watched by global hooks"
     for name, kinds in children.items():
         child = module
         for part in name.split("."):

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from hfseg.models.fusing.framework import ordinary
+
 MATCHER_NOTE = "points are located once an image, costs come from one matrix product"
 LOSS_NOTE = "matched masks and targets are sampled without a padded copy of all, uncertain points without sorting"
 # What these functions were written against, in each family's `modeling_*` module.
@@ -40,9 +42,9 @@ def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
         torch.Size([1, 2, 4, 5])
     """
     full = embeddings.dtype == pixels.dtype and embeddings.dtype in (torch.float32, torch.float64)
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    plain = not full or not ordinary(embeddings, pixels) or torch.is_autocast_enabled("cpu")
     # Elsewhere than on the CPU, to look for zeros would wait for the device.
-    if pixels.device.type != "cpu" or not full or traced or torch.is_autocast_enabled("cpu"):
+    if pixels.device.type != "cpu" or plain:
         return torch.einsum("bqc,bchw->bqhw", embeddings, pixels)
     return _SparseProduct.apply(embeddings, pixels.flatten(2)).unflatten(2, pixels.shape[2:])
 

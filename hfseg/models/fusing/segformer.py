@@ -73,6 +73,8 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
             # On the CPU, torch takes batch statistics of channels-last tensors with a hundred times the rounding error.
             hidden_states = self.batch_norm(hidden_states.contiguous())
         hidden_states = self.activation(hidden_states)
+        if self.training:  # dropout draws in the order of memory: as the plain head has it
+            hidden_states = hidden_states.contiguous(memory_format=torch.channels_last)
         hidden_states = self.dropout(hidden_states)
         return self.classifier(hidden_states).contiguous()
 

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.models.swin.modeling_swin import SwinMLP
 
-from hfseg.models.fusing.framework import stand_in, why_not_plain
+from hfseg.models.fusing.framework import ordinary, stand_in, why_not_plain
 
 
 @stand_in
@@ -33,9 +32,8 @@ class FusedSwinMLP(SwinMLP):
         return (torch.randn(2, 3, weight.shape[1], device=weight.device, dtype=weight.dtype),), {}
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        device = hidden_states.device.type
-        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
-        if not torch.is_grad_enabled() or torch.is_autocast_enabled(device) or traced or self.why_not():
+        plain = not torch.is_grad_enabled() or torch.is_autocast_enabled(hidden_states.device.type)
+        if plain or not ordinary(hidden_states) or self.why_not():
             return super().forward(hidden_states)
         return _LinearOfGelu.apply(self.fc1(hidden_states), self.fc2.weight, self.fc2.bias)
 
@@ -47,13 +45,12 @@ class _LinearOfGelu(torch.autograd.Function):
         return F.linear(F.gelu(states), weight, bias)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         states, weight = ctx.saved_tensors
         to_states = to_weight = to_bias = None
-        rows = gradient.flatten(0, -2)
+        rows = gradient.reshape(-1, gradient.shape[-1])
         if ctx.needs_input_grad[1]:
-            to_weight = rows.T @ F.gelu(states).flatten(0, -2)
+            to_weight = rows.T @ F.gelu(states).reshape(-1, states.shape[-1])
         if ctx.needs_input_grad[2]:
             to_bias = rows.sum(0)
         if ctx.needs_input_grad[0]:

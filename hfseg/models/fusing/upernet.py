@@ -20,6 +20,8 @@ class FusedUperNetHead(UperNetHead):
     def why_not(self) -> str | None:
         """Returns why the plain forward has to run, or None."""
         reason = why_not_plain(self, {"fpn_bottleneck": UperNetConvModule, "fpn_bottleneck.conv": nn.Conv2d})
+        if reason is None and self.align_corners:
+            reason = "it aligns corners"
         if reason is None:
             convolution = self.fpn_bottleneck.conv
             if not (is_convolution(convolution, 3) and convolution.bias is None):
