@@ -77,7 +77,6 @@ class _UpsampleCrossEntropy(torch.autograd.Function):
                 values = strip.upsampled(coarse)  # (rows, C, W)
                 values -= values.amax(1, keepdim=True)
                 at_label = values.gather(1, index)
-                smoothed = None
                 if label_smoothing:
                     spread = torch.where(kept[:, None], label_smoothing / classes, 0)
                     smoothed = (values * weight[:, None]).sum(1, keepdim=True)
