@@ -22,6 +22,10 @@ _HOMES = {
     "Segmentation": "hfseg.result",
     "evaluate": "hfseg.evaluation",
     "train": "hfseg.training",
+    "push": "hfseg.hub.push",
+    "pull": "hfseg.hub.pull",
+    "push_data": "hfseg.hub.push_data",
+    "LocalHub": "hfseg.hub.local",
 }
 _MODULES = ("data", "metrics", "models", "ops")
 

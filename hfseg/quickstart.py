@@ -1,8 +1,12 @@
-"""The whole journey on embedded data: fine-tune, evaluate, load again, predict, look."""
+"""The whole journey on embedded data: fine-tune, evaluate, load again, predict, push, pull, look."""
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +16,8 @@ from PIL import Image
 from hfseg.curves import compare_curves
 from hfseg.data import decode_image, load_recipe_data
 from hfseg.evaluation import evaluate
+from hfseg.hub.local import LocalHub
+from hfseg.hub.push import push
 from hfseg.recipe_reading import load_recipe
 from hfseg.run_directory import WEIGHTS
 from hfseg.segmenter import Segmenter
@@ -51,10 +57,13 @@ def run_quickstart(output_dir: str = "runs/quickstart", compare: bool = False, o
     segmenter = Segmenter.from_pretrained(str(folder))
     pictures = folder / "predictions"
     pictures.mkdir(exist_ok=True)
-    for row in data[data.validation].select(range(4)):
-        photo = pictures / f"{row['image_id']}.png"
+    photos = [pictures / f"{row['image_id']}.png" for row in data[data.validation].select(range(4))]
+    for photo, row in zip(photos, data[data.validation]):
         Image.fromarray(decode_image(row["image"])).save(photo)
-        segmenter(photo).save(pictures, stem=row["image_id"])
+    for photo, result in zip(photos, segmenter(photos)):
+        result.save(pictures, stem=photo.stem)
+    print("== pushing to a hub on this machine, and pulling back in another process")
+    push_and_pull(folder, photos)
     if compare:
         compare_curves({f"{arm} weights": run for arm, run in runs.items()}, folder / "comparison.png")
 
@@ -66,12 +75,38 @@ def run_quickstart(output_dir: str = "runs/quickstart", compare: bool = False, o
   {folder}/learning_curve.png    how it learnt{f'''
   {folder}/comparison.png        pretrained against random weights''' if compare else ''}
   {folder}/predictions/          semantic maps and overlays
+  {folder}/hub/                  the hub that it was pushed to: hfseg hub serve --root {shlex.quote(str(folder))}/hub
 
 Next:
   hfseg init YOUR_DATA > recipe.yaml && hfseg train --config recipe.yaml
   hfseg predict {shlex.quote(str(folder))} YOUR_IMAGES --output out
-  hfseg evaluate {shlex.quote(str(folder))} --data shapes/target""")
+  hfseg evaluate {shlex.quote(str(folder))} --data shapes/target
+  hfseg push {shlex.quote(str(folder))} USER/NAME""")
     return scores
+
+
+def push_and_pull(folder: Path, photos: list[Path]) -> None:
+    """Pushes the run to a hub of its own, and makes sure that who loads it from there gets the same maps.
+
+    Args:
+        folder: The run directory.
+        photos: Photos, with the maps that the run predicted of them beside them.
+
+    Raises:
+        RuntimeError: When a map differs.
+    """
+    with LocalHub(folder / "hub") as hub, tempfile.TemporaryDirectory() as other:
+        push(folder, "me/quickstart", endpoint=hub.url, token=hub.token)
+        asked = [sys.executable, "-m", "hfseg", "predict", "me/quickstart", *map(str, photos), "--output", other]
+        done = subprocess.run(asked, env={**os.environ, **hub.environment(), "HF_HOME": f"{other}/.home"},
+                              capture_output=True, text=True)  # fmt: skip
+        if done.returncode:
+            raise RuntimeError(f"pulled from the local hub, the run does not predict: {done.stdout}{done.stderr}")
+        for photo in photos:
+            name = f"{photo.stem}_semantic_map.png"
+            if (Path(other) / name).read_bytes() != photo.with_name(name).read_bytes():
+                raise RuntimeError(f"pulled from the local hub, the run gives another {name}")
+    print(f"{len(photos)} maps are the same, bit by bit")
 
 
 def free_folder(folder: Path) -> Path:

@@ -255,11 +255,17 @@ class HubConfig:
     """What is published."""
 
     push_to_hub: bool = False
-    """Push the run to the hub when it ends."""
+    """Push the run to the hub."""
     repo_id: Optional[str] = None
     """user/name of the model on the hub."""
     private: bool = False
     """Create the repository as private."""
+    strategy: Literal["best", "end"] = "best"
+    """Push the best weights so far at every evaluation, in the background, or only when the run ends."""
+    tag: Optional[str] = None
+    """Name of a tag to put on the run when it ends."""
+    space: bool = False
+    """Push a Space of the same name that serves the model in a browser."""
 
 
 @dataclass

@@ -33,7 +33,7 @@ def load_recipe(config: str | None = None, overrides: Sequence[str] = ()) -> Rec
         10
     """
     parser = recipe_parser()
-    arguments = list(overrides)
+    arguments = with_values(overrides)
     if config is not None:
         path = find_config(config)
         check_keys(path)
@@ -70,6 +70,30 @@ def recipe_parser(prog: str = "hfseg train"):
     parser.add_argument("--config", action=ActionConfigFile, help="A recipe: a path, a shipped name, or a run.")
     parser.add_class_arguments(Recipe)
     return parser
+
+
+def with_values(flags: Sequence[str]) -> list[str]:
+    """Completes flags of yes-or-no fields that stand alone.
+
+    Args:
+        flags: Of the command line.
+
+    Returns:
+        The flags, each with its value.
+
+    Example:
+        >>> with_values(["--hub.push_to_hub", "--hub.repo_id", "me/my-model"])
+        ['--hub.push_to_hub', 'true', '--hub.repo_id', 'me/my-model']
+    """
+    switches = {
+        f"--{section.name}.{field.name}"
+        for section in dataclasses.fields(Recipe) if dataclasses.is_dataclass(section.default_factory)
+        for field in dataclasses.fields(section.default_factory) if field.default is False
+    }  # fmt: skip
+    completed = []
+    for flag, following in zip(flags, [*flags[1:], "--"]):
+        completed += [flag, "true"] if flag in switches and following.startswith("--") else [flag]
+    return completed
 
 
 def shipped_recipes() -> dict[str, Path]:

@@ -29,8 +29,10 @@ from hfseg.data.loading import (
 )
 from hfseg.errors import UserError
 from hfseg.evaluation import Evaluator
+from hfseg.hub.access import open_repo
+from hfseg.hub.background import BackgroundPush
 from hfseg.hub.card import write_card
-from hfseg.hub.push import check_access, push_run
+from hfseg.hub.push import push
 from hfseg.interruption import Interrupted, StopSignals, batch_advice
 from hfseg.models import family_of, load_model
 from hfseg.models.fusing import fuse
@@ -128,7 +130,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     if main:
         run.claim(resume or False)
         if recipe.hub.push_to_hub:
-            check_access(recipe.hub.repo_id, recipe.hub.private)
+            open_repo(recipe.hub.repo_id, private=recipe.hub.private)
+    publisher = None
+    if main and recipe.hub.push_to_hub and recipe.hub.strategy == "best":
+        publisher = BackgroundPush(run.path, recipe.hub.repo_id, say, private=recipe.hub.private)
     accelerator.wait_for_everyone()
     say(f"{world} process{'es' if world > 1 else ''} on {device.type}, {config.mixed_precision}")
 
@@ -290,6 +295,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         if main:
             run.log({"step": progress.step, "eval": shown})
             draw_learning_curve(run.path / LOG, run.path / "learning_curve.png")
+        if publisher and better:
+            publisher.offer(f"Best weights so far: {recipe.eval.metric} {abs(score):.4f} after step {progress.step}")
         report_skipped(evaluator.skipped)
         for text in gather_object(progress.skipped):  # by all processes, so that the first one can tell
             report_skipped([text])
@@ -408,9 +415,16 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         }  # fmt: skip
         run.write_json(RESULTS, {**run.read_json(RESULTS), "training": facts})
         write_card(run.path)
-        if recipe.hub.push_to_hub:
-            say(f"pushed: {push_run(run.path, recipe.hub.repo_id, recipe.hub.private)}")
         where = shlex.quote(str(run.path))
+        if publisher:
+            publisher.close()
+        if recipe.hub.push_to_hub:
+            try:
+                push(run.path, recipe.hub.repo_id, private=recipe.hub.private, tag=recipe.hub.tag,
+                     space=recipe.hub.space, say=say)  # fmt: skip
+            except UserError as error:
+                raise UserError(f"the run is whole in {run.path}, but not pushed: {error.found}", error.allowed,
+                                f"{error.fix or ''}; then: hfseg push {where} {recipe.hub.repo_id}") from error
         say(f"best {recipe.eval.metric} at step {progress.best_step}. It all lies in {run.path}; next:\n"
             f"  hfseg predict {where} IMAGES --output out\n  hfseg evaluate {where} --data DATA")
     accelerator.wait_for_everyone()

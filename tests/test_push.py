@@ -1,87 +1,314 @@
-"""A finished run is pushed by the real client to a hub on loopback; a hub that refuses is met before training."""
+"""Runs are pushed by the real client to a hub on loopback: in one commit, once, and through every fault."""
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
+import yaml
+from huggingface_hub import HfApi
 
-from runs import SMALL_RUN, environment, hfseg
+import hfseg
+from faults import Faults
+from hfseg.errors import UserError
+from hfseg.hub.access import open_repo
+from hfseg.hub.background import BackgroundPush
+from hfseg.hub.commit import commit
+from hfseg.hub.local import LocalHub
+from hfseg.hub.push import published
+from runs import SMALL_RUN, environment, small_recipe
+from runs import hfseg as run_hfseg
+
+pytestmark = pytest.mark.usefixtures("online")
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub's protocol as creating a repository and committing small files takes."""
-
-    def do_POST(self):
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        hub = self.server
-        if self.path == "/api/repos/create":
-            if hub.refuse:
-                return self.answer({"error": "You have no right to write here"}, 403)
-            hub.created.append(json.loads(body))
-            return self.answer({"url": f"{hub.url}/me/run"})
-        if self.path == "/api/validate-yaml":
-            return self.answer({"errors": [], "warnings": []})
-        if "/preupload/" in self.path:
-            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False, "oid": None}
-                     for file in json.loads(body)["files"]]  # fmt: skip
-            return self.answer({"files": files})
-        if "/commit/" in self.path:
-            for line in map(json.loads, body.splitlines()):
-                if line["key"] == "file":
-                    hub.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
-            return self.answer({"commitUrl": f"{hub.url}/me/run/commit/{'0' * 40}", "commitOid": "0" * 40})
-        return self.answer({"error": self.path}, 404)
-
-    def do_GET(self):
-        if self.path.endswith("/auth-check/write") and self.server.refuse:
-            return self.answer({"error": "You have no right to write here"}, 403)
-        return self.answer({"id": "me/run", "sha": "0" * 40, "siblings": []})
-
-    def answer(self, content: dict, status: int = 200):
-        data = json.dumps(content).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *arguments):
-        pass
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    hfseg.train(small_recipe(folder), verbose=False)
+    return folder
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.files, server.created, server.refuse = {}, [], False
-    server.url = f"http://127.0.0.1:{server.server_port}"
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    for name, value in {"HF_ENDPOINT": server.url, "HF_TOKEN": "hf_test", "HF_HUB_OFFLINE": "0"}.items():
-        monkeypatch.setenv(name, value)
-    assert environment()["HF_HUB_OFFLINE"] == "1"  # which the runs below override
-    monkeypatch.setattr("runs.environment", lambda **more: {**environment(), **more, "HF_HUB_OFFLINE": "0"})
-    yield server
-    server.shutdown()
+def faults() -> Faults:
+    return Faults()
 
 
-def test_a_run_is_pushed_without_its_checkpoints(hub, tmp_path):
+@pytest.fixture
+def hub(tmp_path, faults):
+    with LocalHub(tmp_path / "hub", middleware=[faults]) as hub:
+        yield hub
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def transfer(request, monkeypatch) -> str:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", request.param == "lfs")
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def short_patience(monkeypatch):
+    monkeypatch.setattr("hfseg.hub.commit.PATIENCE", 8.0)
+
+
+def push(hub, run, repo_id="me/run", **more):
+    more = {"endpoint": hub.url, "token": hub.token, "say": lambda text: None, **more}
+    return hfseg.push(run, repo_id, **more)
+
+
+def commits(hub, repo_id="me/run", **more) -> list:
+    return HfApi(hub.url, hub.token).list_repo_commits(repo_id, **more)
+
+
+def files(hub, repo_id="me/run", **more) -> set[str]:
+    return set(HfApi(hub.url, hub.token).list_repo_files(repo_id, **more)) - {".gitattributes"}
+
+
+def test_a_push_is_one_commit_and_a_second_one_none(hub, trained, transfer):
+    first = push(hub, trained)
+    assert files(hub) == set(published(trained)) and first.changed == len(files(hub))
+    assert {"model.safetensors", "README.md", "recipe.yaml", "train_log.jsonl", "labels.json"} < files(hub)
+    assert not any(name.startswith("checkpoints") for name in files(hub))
+    made = len(commits(hub))
+    assert commits(hub)[0].commit_id == first.oid and made <= 2  # the repository's first one is the hub's
+    second = push(hub, trained)
+    assert second.changed == 0 and second.oid == first.oid and len(commits(hub)) == made
+    HfApi(hub.url, hub.token).verify_repo_checksums("me/run", local_dir=hfseg.pull(
+        "me/run", endpoint=hub.url, token=hub.token, local_dir=trained.parent / f"copy-{transfer}"))
+
+
+def test_nothing_of_this_machine_is_pushed(hub, trained):
+    push(hub, trained)
+    copy = hfseg.pull("me/run", endpoint=hub.url, token=hub.token, local_dir=trained.parent / "clean")
+    for file in copy.rglob("*"):
+        if file.is_file() and ".cache" not in file.parts:
+            for secret in (str(trained.parent), str(Path.home()), hub.token):
+                assert secret.encode() not in file.read_bytes(), file
+    assert yaml.safe_load((copy / "recipe.yaml").read_text())["output_dir"] == "runs/trained"
+
+
+def test_samples_of_an_earlier_push_go(hub, trained, tmp_path):
+    import shutil
+
     run = tmp_path / "run"
-    output = hfseg("train", *SMALL_RUN, "--train.max_steps", "2", "--output_dir", run,
-                   "--hub.push_to_hub", "true", "--hub.repo_id", "me/run", "--hub.private", "true")  # fmt: skip
-    assert f"pushed: {hub.url}/me/run/commit/" in output
-    assert hub.created[0]["name"] == "run"
-    expected = {str(file.relative_to(run)) for file in run.rglob("*") if file.is_file()}
-    assert set(hub.files) == {name for name in expected if not name.startswith("checkpoints/")}
-    assert hub.files["model.safetensors"] == (run / "model.safetensors").read_bytes()
+    shutil.copytree(trained, run)
+    (run / "samples" / "99_old.png").write_bytes((trained / "per_class_iou.png").read_bytes())
+    push(hub, run)
+    assert "samples/99_old.png" in files(hub)
+    (run / "samples" / "99_old.png").unlink()
+    push(hub, run)
+    assert files(hub) == set(published(trained))
 
 
-def test_a_hub_that_refuses_is_met_before_training(hub, tmp_path):
-    hub.refuse = True
-    output = hfseg("train", *SMALL_RUN, "--output_dir", tmp_path / "run", "--hub.push_to_hub", "true",
-                   "--hub.repo_id", "me/run", status=2)  # fmt: skip
-    assert "cannot write to me/run" in output and "Traceback" not in output
+def test_branch_tag_message_and_private(hub, trained):
+    pushed = push(hub, trained, revision="next", tag="v1.0", message="Better roads", private=True)
+    api = HfApi(hub.url, hub.token)
+    assert api.repo_info("me/run").private and files(hub) == set()
+    assert files(hub, revision="next") == files(hub, revision="v1.0") == set(published(trained))
+    assert commits(hub, revision="next")[0].title == "Better roads"
+    assert push(hub, trained, revision="next", tag="v1.0").oid == pushed.oid
+    with pytest.raises(UserError, match=r"has a tag v1\.0 already"):
+        push(hub, trained, tag="v1.0")
+
+
+def test_a_pull_request_is_proposed_by_who_may_only_read(hub, trained):
+    push(hub, trained)
+    head = commits(hub)[0].commit_id
+    (trained / "notes.png").write_bytes((trained / "per_class_iou.png").read_bytes())
+    try:
+        pushed = push(hub, trained, token=hub.create_token("ann"), create_pr=True)
+    finally:
+        (trained / "notes.png").unlink()
+    assert "/discussions/1" in pushed.url and commits(hub)[0].commit_id == head
+    assert "notes.png" in files(hub, revision="refs/pr/1")
+    HfApi(hub.url, hub.token).merge_pull_request("me/run", 1)
+    assert "notes.png" in files(hub)
+
+
+def test_what_is_no_model_or_holds_a_secret_is_refused_before_anything_is_made(hub, trained, tmp_path):
+    with pytest.raises(UserError, match="holds no model"):
+        push(hub, tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no safetensors \(only pickled: pytorch_model.bin"):
+        push(hub, tmp_path)
+    log = trained / "train_log.jsonl"
+    was = log.read_bytes()
+    try:
+        log.write_bytes(was + b'{"note": "hf_' + b"a" * 34 + b'"}\n')
+        with pytest.raises(UserError, match=r"train_log\.jsonl holds what looks like a hub token"):
+            push(hub, trained)
+    finally:
+        log.write_bytes(was)
+    assert not list(HfApi(hub.url, hub.token).list_models())
+
+
+def refusal(hub, trained, case) -> dict:
+    """Prepares one way of not being let in."""
+    api = HfApi(hub.url, hub.token)
+    if case == "read token":
+        return {"token": hub.create_token("me", "read")}
+    if case == "another's namespace":
+        return {"token": hub.create_token("ann"), "repo_id": "bob/run"}
+    if case == "another's repository":
+        api.create_repo("me/run")
+        return {"token": hub.create_token("ann")}
+    if case == "missing, with --create_pr":
+        return {"create_pr": True, "repo_id": "me/nothing"}
+    return {
+        "wrong token": {"token": "hf_" + "x" * 34},
+        "no token": {"token": False},
+        "invalid name": {"repo_id": "me/what is this"},
+        "no hub": {"endpoint": "http://127.0.0.1:9"},
+    }[case]
+
+
+@pytest.mark.parametrize(("case", "found", "next_step"), [
+    ("wrong token", "does not accept this token", "hf auth login"),
+    ("no token", "nobody is signed in", "hf auth login"),
+    ("read token", "your token may not do this", "token with write access"),
+    ("another's namespace", "your token may not do this", "--create_pr"),
+    ("another's repository", "your token may not do this", "--create_pr"),
+    ("missing, with --create_pr", "there is no model me/nothing", "check the name"),
+    ("invalid name", "is no name of a repository", "USER/NAME"),
+    ("no hub", "the way to me/run", "check the network"),
+])  # fmt: skip
+def test_who_is_not_let_in_hears_why_and_what_next(hub, trained, case, found, next_step, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(UserError) as refused:
+        push(hub, trained, **refusal(hub, trained, case))
+    assert found in str(refused.value) and next_step in str(refused.value), str(refused.value)
+
+
+def test_a_full_hub_says_so(tmp_path, trained):
+    with LocalHub(tmp_path / "hub", quota_bytes=1000) as hub:
+        with pytest.raises(UserError, match="no more room") as refused:
+            push(hub, trained)
+        assert "billing" in str(refused.value) and files(hub) == set()
+
+
+COMMIT, PUT, PREUPLOAD = r"/api/models/me/run/commit/", r"/lfs/|/xorbs/", r"/preupload/"
+BATCH_OR_TOKEN = r"/objects/batch|/xet-write-token/"
+
+
+@pytest.mark.parametrize(("method", "path", "action", "times"), [
+    ("POST", COMMIT, "503", 2),
+    ("POST", COMMIT, "429", 1),
+    ("POST", COMMIT, "lost", 1),
+    ("POST", COMMIT, "drop", 1),
+    ("POST", PREUPLOAD, "503", 1),
+    ("GET|POST", BATCH_OR_TOKEN, "429", 1),
+    ("PUT|POST", PUT, "503", 1),
+    ("PUT|POST", PUT, "drop", 1),
+    ("GET|POST", r"/tree/|/paths-info/", "429", 1),
+    ("GET", r"/api/models/me/run$", "503", 1),
+])  # fmt: skip
+def test_a_fault_that_passes_ends_in_one_commit(hub, faults, trained, transfer, method, path, action, times):
+    HfApi(hub.url, hub.token).create_repo("me/run")
+    before = len(commits(hub))
+    faults.add(method, path, times=times, action=action)
+    told = []
+    pushed = push(hub, trained, say=told.append)
+    assert len(commits(hub)) == before + 1 and commits(hub)[0].commit_id == pushed.oid and pushed.changed > 5
+    assert files(hub) == set(published(trained))
+    if "commit" in path:
+        assert any("trying again" in text for text in told)
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [
+    ("POST", COMMIT, 500), ("POST", COMMIT, 403), ("POST", COMMIT, 400), ("PUT|POST", r"/lfs/|/shards", 422),
+    ("PUT|POST", r"/lfs/|/shards", 400), ("GET|POST", BATCH_OR_TOKEN, 403), ("PUT|POST", PUT, 403),
+])  # fmt: skip
+def test_a_fault_that_stays_is_one_message_and_leaves_the_head(hub, faults, trained, transfer, method, path, status,
+                                                              monkeypatch):
+    monkeypatch.setattr("hfseg.hub.commit.PATIENCE", 1.0)
+    HfApi(hub.url, hub.token).create_repo("me/run")
+    before = [made.commit_id for made in commits(hub)]
+    faults.add(method, path, times=1000, action=(status, {"error": "the server's own words"}))
+    with pytest.raises(UserError) as failed:
+        push(hub, trained)
+    assert "me/run" in str(failed.value) and len(str(failed.value).splitlines()) <= 3
+    assert [made.commit_id for made in commits(hub)] == before and files(hub) == set()
+    faults.clear()
+    assert push(hub, trained).changed > 5
+
+
+def test_a_lost_answer_to_a_pull_request_makes_no_second_one(hub, faults, trained):
+    HfApi(hub.url, hub.token).create_repo("me/run")
+    faults.add("POST", COMMIT, times=1, action="lost")
+    pushed = push(hub, trained, create_pr=True)
+    requests = list(HfApi(hub.url, hub.token).get_repo_discussions("me/run"))
+    assert len(requests) == 1 and pushed.url.endswith(f"/discussions/{requests[0].num}")
+
+
+def test_who_is_slower_builds_on_who_was_faster(hub, trained):
+    api, repo_id = open_repo("me/run", endpoint=hub.url, token=hub.token)
+    made = api.create_commit
+
+    def late(**more):
+        api.create_commit = made
+        HfApi(hub.url, hub.token).upload_file(path_or_fileobj=b"first", path_in_repo="other.txt", repo_id=repo_id)
+        return made(**more)
+
+    api.create_commit = late
+    commit(api, repo_id, {"ours.txt": b"second"}, message="ours")
+    assert files(hub) == {"other.txt", "ours.txt"}
+
+
+def test_twelve_writers_at_once_all_land(hub):
+    HfApi(hub.url, hub.token).create_repo("me/run")
+    before, failures = len(commits(hub)), []
+
+    def write(number: int) -> None:
+        try:
+            api, repo_id = open_repo("me/run", endpoint=hub.url, token=hub.token)
+            commit(api, repo_id, {f"{number}.txt": f"{number}".encode()}, message=f"writer {number}")
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures and files(hub) == {f"{number}.txt" for number in range(12)}
+    assert len(commits(hub)) == before + 12
+
+
+def test_the_background_push_sends_the_newest_and_survives_a_dead_hub(hub, faults, trained):
+    said = []
+    publisher = BackgroundPush(trained, "me/run", said.append, token=hub.token, endpoint=hub.url)
+    faults.add("POST", COMMIT, times=1000, action=(500, {"error": "down"}))
+    publisher.offer("one")
+    publisher.close()
+    assert said and said[-1].startswith("not pushed, the training goes on") and files(hub) == set()
+    faults.clear()
+    publisher.offer("two")
+    publisher.close()
+    assert files(hub) == set(published(trained)) and commits(hub)[0].title == "two"
+    assert not list(trained.glob(".writing-*"))
+
+
+def test_a_training_pushes_its_best_weights_and_does_not_stop_for_the_network(hub, faults, tmp_path, monkeypatch):
+    monkeypatch.setattr("runs.environment", lambda **more: environment(**{**more, **hub.environment()}))
+    faults.add("POST", COMMIT, times=1, action=(400, {"error": "not now"}))
+    run = tmp_path / "run"
+    output = run_hfseg("train", *SMALL_RUN, "--output_dir", run, "--hub.push_to_hub", "--hub.repo_id", "me/run",
+                       "--hub.private", "--hub.tag", "v1")  # fmt: skip
+    assert "not pushed, the training goes on" in output and "files pushed" in output and "tagged v1" in output
+    assert files(hub, revision="v1") == set(published(run))
+    titles = [made.title for made in commits(hub)]
+    assert titles[0].startswith("Model from hfseg")
+    scores = json.loads((run / "eval_results.json").read_text())
+    assert scores["training"]["steps"] == 12
+
+
+def test_a_hub_that_refuses_is_met_before_training(hub, tmp_path, monkeypatch):
+    token = hub.create_token("ann")
+    monkeypatch.setattr("runs.environment", lambda **more: environment(**{**more, **hub.environment(token)}))
+    output = run_hfseg("train", *SMALL_RUN, "--output_dir", tmp_path / "run", "--hub.push_to_hub", "true",
+                       "--hub.repo_id", "me/run", status=2)  # fmt: skip
+    assert "your token may not do this with me/run" in output and "Traceback" not in output
     assert not (tmp_path / "run" / "train_log.jsonl").exists()

@@ -6,11 +6,13 @@ import difflib
 from contextlib import contextmanager
 from pathlib import Path
 
+from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, SegformerConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hfseg.errors import UserError, one_of
+from hfseg.hub_errors import explain, status_of
 from hfseg.models.families import FAMILIES
 from hfseg.remap import unique
 
@@ -86,6 +88,11 @@ def readable_errors(name: str, training: bool = False):
         if Path(name).is_dir():
             raise UserError(f"cannot load {name}: {first[:300]}", "a folder that save_pretrained wrote whole",
                             "copy or train it again") from error
+        about = error  # transformers wraps what the hub's client raised
+        while about.__cause__ is not None and status_of(about) is None:
+            about = about.__cause__
+        if status_of(about) in (401, 403, 429) or isinstance(about, (GatedRepoError, RevisionNotFoundError)):
+            raise explain(about, name) from error
         near = difflib.get_close_matches(name, [*FAMILIES, *KNOWN_CONFIGS, "hfseg/shapes-segformer"], n=1, cutoff=0.8)
         if near and near[0] != name:
             raise UserError(f"cannot load {name}: {first[:300]}", fix=f"did you mean {near[0]}?") from error

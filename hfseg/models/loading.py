@@ -22,6 +22,7 @@ from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
 from hfseg.models.configs import config_errors, load_config, readable_errors, resolve_name
 from hfseg.models.families import Family, family_of
+from hfseg.models.hub_files import find_weights
 from hfseg.models.quiet import quiet_transformers
 
 
@@ -205,6 +206,8 @@ def saved_schema(name: str, revision: str | None = None, token: str | None = Non
 
 def _load_weights(source: str, config, family: Family, report: LoadReport, hub: dict) -> nn.Module:
     with readable_errors(report.name), quiet_transformers(progress=not Path(source).is_dir()):
+        if not Path(source).is_dir():
+            hub = {**hub, "revision": find_weights(source, hub["revision"], hub["token"])}
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **hub,

@@ -1,41 +1,21 @@
-"""The command line: a function per command, and one place where errors become messages."""
+"""The commands that look at data, train, score and predict."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
-import tempfile
 from pathlib import Path
 
-from hfseg.errors import BadSample, UnknownValues, UserError, one_of
-
-HELP = """\
-usage: hfseg COMMAND ...
-
-Fine-tune, evaluate and use segmentation models of the Hugging Face Hub.
-
-  hfseg quickstart                        the whole journey on embedded data, in minutes
-  hfseg init DATA > recipe.yaml           look at your data, write a recipe that fits it
-  hfseg preview --config RECIPE           a picture of the augmented training samples
-  hfseg train --config RECIPE             fine-tune; any field can be given as --section.field VALUE
-  hfseg evaluate MODEL --data DATA        score a model at the images' own sizes
-  hfseg predict MODEL IMAGE... --output DIR
-
-`hfseg COMMAND --help` says more. MODEL is a run directory, a folder or a hub id; DATA a folder or a hub id; RECIPE a
-YAML file or one of: {recipes}.
-Exit status: 0 done; 2 for something you can mend, with what to do; 1 for a defect of hfseg. --debug shows tracebacks.
-"""
-
-
-class Parser(argparse.ArgumentParser):
-    """argparse with our errors."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-
-    def error(self, message: str):
-        raise UserError(message, fix=f"{self.prog} --help")
+from hfseg.cli.arguments import (
+    Parser,
+    add_inference_flags,
+    check_data_flags,
+    make_room,
+    open_data,
+    positive,
+    read_recipe,
+    split_config,
+)
+from hfseg.errors import BadSample, UnknownValues, UserError
 
 
 def train(arguments: list[str]) -> None:
@@ -169,178 +149,3 @@ def quickstart(arguments: list[str]) -> None:
     from hfseg.quickstart import run_quickstart
 
     run_quickstart(options.output_dir, compare=options.compare, overrides=flags)
-
-
-COMMANDS = {
-    "quickstart": quickstart, "init": init, "preview": preview, "train": train, "evaluate": evaluate,
-    "predict": predict,
-}  # fmt: skip
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Runs a command.
-
-    Args:
-        arguments: What follows `hfseg`; None takes the process's own.
-
-    Returns:
-        The exit status.
-    """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    debug = "--debug" in arguments
-    arguments = [argument for argument in arguments if argument != "--debug"]
-    try:
-        if not arguments or arguments[0] in ("-h", "--help"):
-            from hfseg.recipe_reading import shipped_recipes
-
-            print(HELP.format(recipes=", ".join(shipped_recipes())), end="")
-            return 0
-        if arguments[0] == "--version":
-            import hfseg
-
-            print(hfseg.__version__)
-            return 0
-        COMMANDS[one_of(arguments[0], COMMANDS, "command")](arguments[1:])
-        return 0
-    except UserError as error:
-        if debug:
-            raise
-        print(f"hfseg: {error}", file=sys.stderr)
-        return 2
-    except SystemExit as stop:  # --help
-        return int(stop.code or 0)
-    except KeyboardInterrupt:
-        print("hfseg: stopped", file=sys.stderr)
-        return 130
-    except Exception as error:
-        if type(error).__name__ != "Interrupted":
-            raise
-        if error.speaks:
-            print(f"hfseg: {error}", file=sys.stderr)
-        return 128 + error.signum
-
-
-def run() -> None:
-    """Is the `hfseg` command."""
-    sys.exit(main())
-
-
-def split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
-    """Takes `--config X` out of the flags, so that flags win wherever they stand.
-
-    Args:
-        arguments: Of `hfseg train`.
-
-    Returns:
-        The recipe's path or name, and the other flags.
-
-    Example:
-        >>> split_config(["--train.max_steps", "3", "--config", "a.yaml"])
-        ('a.yaml', ['--train.max_steps', '3'])
-    """
-    parser = Parser("hfseg train", add_help=False)
-    parser.add_argument("--config")
-    options, flags = parser.parse_known_args(arguments)
-    return options.config, flags
-
-
-def read_recipe(config: str | None, flags: list[str]):
-    """Returns the recipe of a file and flags.
-
-    Args:
-        config: Path or shipped name, or None.
-        flags: `--section.field value` and so on.
-
-    Returns:
-        A checked `Recipe`.
-    """
-    from hfseg.recipe_reading import load_recipe
-
-    return load_recipe(config, flags)
-
-
-def open_data(path: str, flags: list[str], **more):
-    """Returns the data at a path, read as the `--data.*` flags say.
-
-    Args:
-        path: Folder or hub id.
-        flags: Of the command line.
-        **more: Arguments of `load_data` that a recipe does not have.
-
-    Returns:
-        A tuple of the `SegmentationData` and the `DataConfig` that the flags make.
-
-    Raises:
-        UserError: For a flag that says nothing about data, or data that cannot be read.
-    """
-    check_data_flags(flags)
-    recipe = read_recipe(None, [*flags, "--data.path", path])
-    from hfseg.data import load_recipe_data
-
-    return load_recipe_data(recipe, **more), recipe.data
-
-
-def check_data_flags(flags: list[str]) -> None:
-    """Refuses flags of a recipe that say nothing about data.
-
-    Args:
-        flags: Of the command line.
-
-    Raises:
-        UserError: For the first of them.
-    """
-    for flag in flags:
-        if flag.startswith("--") and not flag.startswith("--data."):
-            raise UserError(f"this command takes no {flag.partition('=')[0]}", "--data.* and what --help lists")
-
-
-def add_inference_flags(parser: Parser) -> None:
-    """Adds the flags that say how images are shown to the network.
-
-    Args:
-        parser: Of a command that uses a model.
-    """
-    parser.add_argument("--tile", type=int, metavar="PIXELS", help=(
-        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images"))
-    parser.add_argument("--tta", metavar="VIEWS", help=(
-        "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
-        "'' for none"))
-
-
-def positive(text: str) -> int:
-    """Reads a count from the command line.
-
-    Args:
-        text: What was given.
-
-    Returns:
-        A whole number above 0.
-
-    Raises:
-        ArgumentTypeError: For anything else; argparse makes the message.
-    """
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
-
-
-def make_room(file: Path) -> None:
-    """Makes the folder of a file to be written, and makes sure, before hours of work, that it can be.
-
-    Args:
-        file: What will be written.
-
-    Raises:
-        UserError: When it cannot be.
-    """
-    if file.is_dir():
-        raise UserError(f"--output {file} is a folder", "a file")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=file.parent):
-            pass
-    except OSError as error:
-        raise UserError(f"{file.parent} cannot be written: {error.strerror}", "a writable folder",
-                        "choose another --output") from error
-
-

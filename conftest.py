@@ -20,7 +20,7 @@ settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("new", deadline=None)
 settings.load_profile("same" if os.environ.get("CI") else "new")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +30,21 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real data sets are not on this machine (looked beside the repository)")
     return path
+
+
+@pytest.fixture
+def online(monkeypatch) -> None:
+    """Lets huggingface_hub speak to a hub of the test's own, which lies on this machine."""
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+
+
+@pytest.fixture(autouse=True)
+def _online_doctests(request) -> None:
+    """The examples of hfseg.hub have a hub of their own."""
+    if request.node.nodeid.startswith("hfseg/hub/"):
+        request.getfixturevalue("online")
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -1,0 +1,160 @@
+"""What the commands share: their parser, their common flags, and what is made of them."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from hfseg.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with our errors."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+
+    def error(self, message: str):
+        raise UserError(message, fix=f"{self.prog} --help")
+
+
+def read_recipe(config: str | None, flags: list[str]):
+    """Returns the recipe of a file and flags.
+
+    Args:
+        config: Path or shipped name, or None.
+        flags: `--section.field value` and so on.
+
+    Returns:
+        A checked `Recipe`.
+    """
+    from hfseg.recipe_reading import load_recipe
+
+    return load_recipe(config, flags)
+
+
+def open_data(path: str, flags: list[str], **more):
+    """Returns the data at a path, read as the `--data.*` flags say.
+
+    Args:
+        path: Folder or hub id.
+        flags: Of the command line.
+        **more: Arguments of `load_data` that a recipe does not have.
+
+    Returns:
+        A tuple of the `SegmentationData` and the `DataConfig` that the flags make.
+
+    Raises:
+        UserError: For a flag that says nothing about data, or data that cannot be read.
+    """
+    check_data_flags(flags)
+    recipe = read_recipe(None, [*flags, "--data.path", path])
+    from hfseg.data import load_recipe_data
+
+    return load_recipe_data(recipe, **more), recipe.data
+
+
+def check_data_flags(flags: list[str]) -> None:
+    """Refuses flags of a recipe that say nothing about data.
+
+    Args:
+        flags: Of the command line.
+
+    Raises:
+        UserError: For the first of them.
+    """
+    for flag in flags:
+        if flag.startswith("--") and not flag.startswith("--data."):
+            raise UserError(f"this command takes no {flag.partition('=')[0]}", "--data.* and what --help lists")
+
+
+def add_inference_flags(parser: Parser) -> None:
+    """Adds the flags that say how images are shown to the network.
+
+    Args:
+        parser: Of a command that uses a model.
+    """
+    parser.add_argument("--tile", type=int, metavar="PIXELS", help=(
+        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images"))
+    parser.add_argument("--tta", metavar="VIEWS", help=(
+        "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
+        "'' for none"))
+
+
+def add_push_flags(parser: Parser) -> None:
+    """Adds the flags of every push.
+
+    Args:
+        parser: Of a command that pushes.
+    """
+    parser.add_argument("repo_id", metavar="USER/NAME", help="repository; it is created where it is missing")
+    parser.add_argument("--private", action="store_true", help="create it as private")
+    parser.add_argument("--revision", help="branch; it is made where it does not exist")
+    parser.add_argument("--create_pr", action="store_true", help="propose the change as a pull request")
+    parser.add_argument("--message", help="the commit's title")
+
+
+def add_root_flag(parser: Parser) -> None:
+    """Adds the flag that says where a local hub keeps its files.
+
+    Args:
+        parser: Of a command about a local hub.
+    """
+    parser.add_argument("--root", default="~/hfseg-hub", metavar="DIR", help="its files (default: ~/hfseg-hub)")
+
+
+def positive(text: str) -> int:
+    """Reads a count from the command line.
+
+    Args:
+        text: What was given.
+
+    Returns:
+        A whole number above 0.
+
+    Raises:
+        ArgumentTypeError: For anything else; argparse makes the message.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
+
+
+def make_room(file: Path) -> None:
+    """Makes the folder of a file to be written, and makes sure, before hours of work, that it can be.
+
+    Args:
+        file: What will be written.
+
+    Raises:
+        UserError: When it cannot be.
+    """
+    if file.is_dir():
+        raise UserError(f"--output {file} is a folder", "a file")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=file.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"{file.parent} cannot be written: {error.strerror}", "a writable folder",
+                        "choose another --output") from error
+
+
+def split_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """Takes `--config X` out of the flags, so that flags win wherever they stand.
+
+    Args:
+        arguments: Of `hfseg train`.
+
+    Returns:
+        The recipe's path or name, and the other flags.
+
+    Example:
+        >>> split_config(["--train.max_steps", "3", "--config", "a.yaml"])
+        ('a.yaml', ['--train.max_steps', '3'])
+    """
+    parser = Parser("hfseg train", add_help=False)
+    parser.add_argument("--config")
+    options, flags = parser.parse_known_args(arguments)
+    return options.config, flags

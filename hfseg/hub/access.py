@@ -1,0 +1,39 @@
+"""The door to a repository: who is there, may they write, and is it there at all; found out before hours of work."""
+
+from __future__ import annotations
+
+from huggingface_hub import HfApi
+
+from hfseg.hub_errors import hub_errors
+
+
+def open_repo(
+    repo_id: str, *, repo_type: str = "model", private: bool = False, space_sdk: str | None = None,
+    create_pr: bool = False, token: str | None = None, endpoint: str | None = None,
+) -> tuple[HfApi, str]:  # fmt: skip
+    """Makes sure that a repository is there and can be written; creates it where it is missing.
+
+    Args:
+        repo_id: USER/NAME, or NAME for one of your own.
+        repo_type: `model`, `dataset` or `space`.
+        private: Whether a new repository is private; one that exists stays as it is.
+        space_sdk: Of a new Space, `gradio`.
+        create_pr: Whether a change will only be proposed: then the repository must exist, and reading it is enough.
+        token: Hub token, if not the one that is logged in.
+        endpoint: URL of the hub, if not HF_ENDPOINT's.
+
+    Returns:
+        A tuple of the client and the full name of the repository.
+
+    Raises:
+        UserError: With the next step: no token, a wrong one, no right, a wrong name, no hub.
+    """
+    api = HfApi(endpoint=endpoint, token=token)
+    with hub_errors(repo_id, repo_type, token):
+        if create_pr:
+            return api, api.repo_info(repo_id, repo_type=repo_type).id
+        repo_id = api.create_repo(
+            repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk
+        ).repo_id
+        api.auth_check(repo_id, repo_type=repo_type, write=True)  # one that exists may be somebody else's
+    return api, repo_id

@@ -1,0 +1,217 @@
+"""What is pulled is what was pushed, by hash, or it is refused by name; and it runs without hfseg."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from huggingface_hub import HfApi
+from PIL import Image
+
+import hfseg
+from faults import Faults
+from hfseg.errors import UserError
+from hfseg.hub.local import LocalHub
+from hfseg.models.configs import SHIPPED
+
+pytestmark = pytest.mark.usefixtures("online")
+SHAPES = SHIPPED / "shapes-segformer"
+QUIET = {"say": lambda text: None}
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("photos") / "photo.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(file)
+    return file
+
+
+@pytest.fixture
+def faults() -> Faults:
+    return Faults()
+
+
+@pytest.fixture
+def hub(tmp_path, faults, monkeypatch):
+    with LocalHub(tmp_path / "hub", middleware=[faults]) as hub:
+        hub.at = {"endpoint": hub.url, "token": hub.token, **QUIET}
+        monkeypatch.setattr("hfseg.hub.pull.PATIENCE", 8.0)
+        yield hub
+
+
+@pytest.fixture
+def pushed(hub):
+    hfseg.push(SHAPES, "me/shapes", **hub.at)
+    return hub
+
+
+def outside(hub, tmp_path, code: str, status: int = 0, **more: str) -> str:
+    """Runs Python in another process whose only hub is this one."""
+    guard = str(Path(__file__).parent / "loopback_only")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **hub.environment(), "HF_HOME": str(tmp_path / "home"),
+           "PYTHONPATH": guard, "PYTHONWARNINGS": "ignore", **more}  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240)
+    assert done.returncode == status, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_pull_is_whole_and_a_second_one_downloads_nothing(pushed, tmp_path, faults):
+    copy = hfseg.pull("me/shapes", local_dir=tmp_path / "copy", **pushed.at)
+    names = {file.name for file in SHAPES.iterdir() if file.is_file()} & {file.name for file in copy.iterdir()}
+    assert {"model.safetensors", "config.json", "preprocessor_config.json", "labels.json"} <= names
+    for name in names - {"README.md", "recipe.yaml"}:
+        assert (copy / name).read_bytes() == (SHAPES / name).read_bytes(), name
+    faults.add("GET", r"/resolve/.*safetensors", times=1000, action="503")
+    assert hfseg.pull("me/shapes", local_dir=copy, **pushed.at) == copy
+
+
+def test_a_revision_is_what_it_was(pushed, tmp_path):
+    api = HfApi(pushed.url, pushed.token)
+    api.create_tag("me/shapes", tag="v1.0")
+    api.upload_file(path_or_fileobj=b"{}", path_in_repo="labels.json", repo_id="me/shapes")
+    old = hfseg.pull("me/shapes", revision="v1.0", local_dir=tmp_path / "old", **pushed.at)
+    new = hfseg.pull("me/shapes", local_dir=tmp_path / "new", **pushed.at)
+    assert (old / "labels.json").read_bytes() == (SHAPES / "labels.json").read_bytes()
+    assert (new / "labels.json").read_bytes() == b"{}"
+    with pytest.raises(UserError, match="no such branch, tag or commit"):
+        hfseg.pull("me/shapes", revision="v9", local_dir=tmp_path / "none", **pushed.at)
+
+
+@pytest.mark.parametrize("action", ["cut", "503", "429", "drop"])
+def test_a_download_that_fails_is_finished(pushed, faults, tmp_path, action):
+    faults.add("GET", r"/resolve/.*model\.safetensors", times=1, action=action)
+    copy = hfseg.pull("me/shapes", local_dir=tmp_path / "copy", **pushed.at)
+    assert (copy / "model.safetensors").read_bytes() == (SHAPES / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("folder", ["copy", None])
+def test_a_flipped_bit_is_downloaded_again_and_then_refused(pushed, faults, tmp_path, folder, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    where = {"local_dir": tmp_path / folder if folder else None}
+    faults.add("GET", r"/resolve/.*model\.safetensors", times=1, action="flip")
+    said = []
+    copy = hfseg.pull("me/shapes", **{**pushed.at, "say": said.append}, **where)
+    assert any("arrived damaged" in text for text in said)
+    assert (copy / "model.safetensors").read_bytes() == (SHAPES / "model.safetensors").read_bytes()
+    shutil.rmtree(tmp_path / folder if folder else tmp_path / "cache")
+    faults.add("GET", r"/resolve/.*model\.safetensors", times=100, action="flip")
+    with pytest.raises(UserError, match=r"model\.safetensors of me/shapes arrived damaged"):
+        hfseg.pull("me/shapes", **pushed.at, **where)
+    faults.clear()
+    assert hfseg.pull("me/shapes", **pushed.at, **where).is_dir()
+
+
+def test_folders_with_other_things_are_left_alone(pushed, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("mine")
+    with pytest.raises(UserError, match="holds other files"):
+        hfseg.pull("me/shapes", local_dir=tmp_path / "mine", **pushed.at)
+    assert (tmp_path / "mine" / "config.json").read_text() == "mine"
+    copy = hfseg.pull("me/shapes", local_dir=tmp_path / "copy", **pushed.at)
+    hfseg.push(SHAPES, "me/others", **pushed.at)
+    with pytest.raises(UserError, match="holds model me/shapes"):
+        hfseg.pull("me/others", local_dir=copy, **pushed.at)
+
+
+def test_private_missing_and_gated_models_say_what_to_do(pushed, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    api, stranger = HfApi(pushed.url, pushed.token), pushed.create_token("ann")
+    with pytest.raises(UserError, match="no model me/nothing"):
+        hfseg.pull("me/nothing", **pushed.at)
+    api.update_repo_settings("me/shapes", private=True)
+    for token, words in ((stranger, "there is no model me/shapes"), (False, "nobody is signed in")):
+        with pytest.raises(UserError, match=words) as refused:
+            hfseg.pull("me/shapes", **{**pushed.at, "token": token}, local_dir=tmp_path / "x")
+        assert "hf auth login" in str(refused.value)
+    api.update_repo_settings("me/shapes", private=False, gated="manual")
+    with pytest.raises(UserError, match="must be asked for"):
+        hfseg.pull("me/shapes", **{**pushed.at, "token": stranger}, local_dir=tmp_path / "x")
+
+
+def test_pickled_weights_are_refused_and_beside_others_left_out(pushed, tmp_path):
+    api = HfApi(pushed.url, pushed.token)
+    api.upload_file(path_or_fileobj=b"pickle", path_in_repo="pytorch_model.bin", repo_id="me/shapes")
+    said = []
+    copy = hfseg.pull("me/shapes", local_dir=tmp_path / "copy", **{**pushed.at, "say": said.append})
+    assert not (copy / "pytorch_model.bin").exists() and any("left out: pytorch_model.bin" in text for text in said)
+    api.delete_file("model.safetensors", "me/shapes")
+    with pytest.raises(UserError, match="pickled files alone") as refused:
+        hfseg.pull("me/shapes", local_dir=tmp_path / "again", **pushed.at)
+    assert "save_pretrained" in str(refused.value)
+
+
+def test_from_pretrained_checks_hashes_and_refuses_pickles(pushed, faults, tmp_path, photo):
+    """One process, since importing takes longest: whole, offline, damaged once for each file, converted, pickled."""
+    api = HfApi(pushed.url, pushed.token)
+    for name, deleted in (("me/converted", "model.safetensors"), ("me/pickled", "model.safetensors")):
+        hfseg.push(SHAPES, name, **pushed.at)
+        api.delete_file(deleted, name)
+        api.upload_file(path_or_fileobj=b"pickle", path_in_repo="pytorch_model.bin", repo_id=name)
+    bot = HfApi(pushed.url, pushed.create_token("SFconvertbot"))
+    bot.upload_file(path_or_fileobj=str(SHAPES / "model.safetensors"), path_in_repo="model.safetensors",
+                    repo_id="me/converted", create_pr=True, commit_message="Adding `safetensors` variant of this model")
+    expected = int(hfseg.Segmenter.from_pretrained(str(SHAPES))(photo).semantic_map.sum())
+    faults.add("GET", r"/resolve/.*model\.safetensors", times=1, action="flip")
+    code = f"""
+import hfseg
+from hfseg.errors import UserError
+from huggingface_hub import constants
+def load(name):
+    try:
+        return int(hfseg.Segmenter.from_pretrained(name)({str(photo)!r}).semantic_map.sum())
+    except UserError as error:
+        return str(error)
+assert "model.safetensors of me/shapes arrived damaged" in load("me/shapes"), load("me/shapes")
+assert load("me/shapes") == {expected}
+assert load("me/converted") == {expected}
+assert "pickled files alone" in load("me/pickled"), load("me/pickled")
+assert "nobody" in load("me/nothing") or "me/nothing" in load("me/nothing")
+constants.HF_HUB_OFFLINE = True
+assert load("me/shapes") == {expected}
+assert load("me/converted") == {expected}
+print("all as it should be")
+"""
+    assert "all as it should be" in outside(pushed, tmp_path, code)
+
+
+def test_the_model_runs_in_a_process_without_hfseg(pushed, tmp_path, photo):
+    expected = hfseg.Segmenter.from_pretrained(str(SHAPES))(photo).semantic_map
+    code = f"""
+import sys
+sys.modules["hfseg"] = None
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation, pipeline
+image = Image.open({str(photo)!r}).convert("RGB")
+processor = AutoImageProcessor.from_pretrained("me/shapes")
+model = AutoModelForSemanticSegmentation.from_pretrained("me/shapes")
+with torch.inference_mode():
+    outputs = model(**processor(image, return_tensors="pt"))
+[found] = processor.post_process_semantic_segmentation(outputs, target_sizes=[image.size[::-1]])
+np.save({str(tmp_path / "found.npy")!r}, found.numpy())
+names = [segment["label"] for segment in pipeline("image-segmentation", model="me/shapes")(image)]
+assert set(names) <= set(model.config.id2label.values()) and names
+"""
+    outside(pushed, tmp_path, code)
+    assert (np.load(tmp_path / "found.npy") == expected).mean() > 0.999
+
+
+def test_the_commands_say_what_they_did(hub, tmp_path):
+    code = """
+import sys
+from hfseg.cli import main
+assert main(["push", {run!r}, "me/shapes", "--private", "--tag", "v1.0"]) == 0
+assert main(["push", {run!r}, "me/shapes"]) == 0
+assert main(["pull", "me/shapes", "--revision", "v1.0", "--local_dir", {copy!r}]) == 0
+assert main(["pull", "me/shapes", "--local_dir", {run!r}]) == 2
+assert main(["pull", "me/nothing"]) == 2
+""".format(run=str(SHAPES), copy=str(tmp_path / "copy"))
+    output = outside(hub, tmp_path, code)
+    assert "files pushed" in output and "tagged v1.0" in output and "has all of this already" in output
+    assert "every hash as the hub states it" in output and "holds other files" in output
+    assert "there is no model me/nothing" in output and "Traceback" not in output
