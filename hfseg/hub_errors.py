@@ -10,13 +10,13 @@ from hfseg.errors import UserError
 
 
 @contextmanager
-def hub_errors(repo_id: str, what: str = "model", token: str | None = None) -> Iterator[None]:
+def hub_errors(repo_id: str, what: str = "model", api=None) -> Iterator[None]:
     """Turns what huggingface_hub raises inside into a `UserError`.
 
     Args:
         repo_id: user/name.
         what: `model`, `dataset` or `space`.
-        token: Hub token, if not the one that is logged in.
+        api: The client that is used, if not one of HF_ENDPOINT's hub with the token that is logged in.
 
     Raises:
         UserError: In place of the client's exceptions; others pass.
@@ -34,20 +34,20 @@ def hub_errors(repo_id: str, what: str = "model", token: str | None = None) -> I
     except UserError:
         raise
     except Exception as error:
-        told = explain(error, repo_id, what, token)
+        told = explain(error, repo_id, what, api)
         if told is None:
             raise
         raise told from error
 
 
-def explain(error: BaseException, repo_id: str, what: str = "model", token: str | None = None) -> UserError | None:
+def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -> UserError | None:
     """Says what an exception of huggingface_hub means to the user.
 
     Args:
         error: What was raised.
         repo_id: user/name.
         what: `model`, `dataset` or `space`.
-        token: Hub token, if not the one that is logged in.
+        api: The client that was used, if not one of HF_ENDPOINT's hub with the token that is logged in.
 
     Returns:
         A `UserError`, or None for an exception that does not come from the hub or the way to it.
@@ -63,11 +63,10 @@ def explain(error: BaseException, repo_id: str, what: str = "model", token: str 
         RevisionNotFoundError,
     )
 
-    site = constants.ENDPOINT
-    if response := getattr(error, "response", None):
-        site = f"{response.request.url.scheme}://{response.request.url.netloc.decode()}"
+    site = api.endpoint if api is not None else constants.ENDPOINT
     plural = {"model": "", "dataset": "datasets/", "space": "spaces/"}[what]
-    signed_in = bool(token or get_token())
+    token = api.token if api is not None else None
+    signed_in = isinstance(token, str) or (token is not False and bool(get_token()))
     status, said = status_of(error), _said(error)
     sign_in = f"`hf auth login` with a token from {site}/settings/tokens, or set HF_TOKEN"
 
@@ -92,6 +91,10 @@ def explain(error: BaseException, repo_id: str, what: str = "model", token: str 
     if status == 402 or (status in (403, 413) and re.search(r"quota|storage|limit|payment", said, re.I)):
         return UserError(f"{site} has no more room for {repo_id}{_reason(said)}",
                          fix=f"free some or get more: {site}/settings/billing")
+    if status in (401, 403) and getattr(error, "response", None) is None:
+        return UserError(f"the storage of {site} refused the files of {repo_id}: {_first_line(error)}",
+                         "a token with write access, and room for the files",
+                         f"see {site}/settings/tokens and {site}/settings/billing")
     if status == 403:
         return UserError(f"your token may not do this with {repo_id}{_reason(said)}",
                          "a repository of your own or of an organization that lets you write",

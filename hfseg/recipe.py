@@ -17,10 +17,12 @@ class ModelConfig:
     """Which network, and which weights."""
 
     name: str = "nvidia/mit-b0"
-    """Hub id, folder, `hfseg/shapes-segformer` (shipped with the package), or a transformers model type such as
-    `segformer`, which starts from random weights."""
+    """Hub id, folder, `hfseg/shapes-segformer` (shipped with the package), one of hfseg's own networks such as
+    `hfseg/unet`, or a transformers model type such as `segformer`, which starts from random weights."""
     backbone: Optional[str] = None
-    """Backbone by name, for the families that take one."""
+    """Backbone of one of hfseg's own networks, such as `resnet18`, or any model of timm."""
+    backbone_weights: Optional[str] = None
+    """File with weights of the backbone (safetensors, or a state dict of torch), in place of those of its hub."""
     revision: Optional[str] = None
     """Branch, tag or commit on the hub."""
     weights: Literal["pretrained", "random"] = "pretrained"
@@ -163,7 +165,13 @@ class TransferConfig:
     """What of the pretrained network is trained."""
 
     strategy: str = "full"
-    """`full`: everything; `feature_extraction`: the head only, backbone frozen with its BatchNorm in eval mode."""
+    """`full`: everything; `feature_extraction`: the head only, backbone frozen with its BatchNorm in eval mode;
+    `partial`: the head and the backbone's last stages; `head_then_full`: the head only at first, then everything at
+    `train.learning_rate`."""
+    stages: int = 1
+    """How many of the backbone's last stages train (partial)."""
+    head_steps: Optional[int] = None
+    """Steps in which the head trains alone (head_then_full); empty: a fifth of the run."""
     head_learning_rate_factor: float = 10.0
     """Learning rate of the head, as a multiple of the backbone's; 1 where all weights are random."""
 

@@ -23,7 +23,7 @@ os.environ |= {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OF
 
 import torch
 import transformers
-from benchmarks import inference, kernels, masks, scaling, training
+from benchmarks import hub, inference, kernels, masks, scaling, training
 from benchmarks.measuring import Setting
 
 import hfseg
@@ -39,6 +39,7 @@ SECTIONS = {
     "startup": inference.measure_startup,
     "scaling": scaling.measure_scaling,
     "memory": kernels.measure_memory,
+    "hub": hub.measure_hub,
     "loop": training.measure_loop,
     "data": training.measure_data,
 }

@@ -179,7 +179,11 @@ print("all as it should be")
     assert "all as it should be" in outside(pushed, tmp_path, code)
 
 
-def test_the_model_runs_in_a_process_without_hfseg(pushed, tmp_path, photo):
+def test_the_model_runs_in_a_process_without_hfseg(hub, tmp_path, photo):
+    model, processor = hfseg.load_model("hfseg/shapes-segformer")  # which lies in half precision
+    for part in (model, processor):
+        part.save_pretrained(tmp_path / "float32")
+    hfseg.push(tmp_path / "float32", "me/shapes", **hub.at)
     expected = hfseg.Segmenter.from_pretrained(str(SHAPES))(photo).semantic_map
     code = f"""
 import sys
@@ -197,7 +201,7 @@ np.save({str(tmp_path / "found.npy")!r}, found.numpy())
 names = [segment["label"] for segment in pipeline("image-segmentation", model="me/shapes")(image)]
 assert set(names) <= set(model.config.id2label.values()) and names
 """
-    outside(pushed, tmp_path, code)
+    outside(hub, tmp_path, code)
     assert (np.load(tmp_path / "found.npy") == expected).mean() > 0.999
 
 

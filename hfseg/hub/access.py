@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from hfseg.hub_errors import hub_errors
 
@@ -29,11 +30,15 @@ def open_repo(
         UserError: With the next step: no token, a wrong one, no right, a wrong name, no hub.
     """
     api = HfApi(endpoint=endpoint, token=token)
-    with hub_errors(repo_id, repo_type, token):
+    with hub_errors(repo_id, repo_type, api):
+        if "/" not in repo_id:
+            repo_id = f"{api.whoami()['name']}/{repo_id}"
         if create_pr:
             return api, api.repo_info(repo_id, repo_type=repo_type).id
-        repo_id = api.create_repo(
-            repo_id, repo_type=repo_type, private=private, exist_ok=True, space_sdk=space_sdk
-        ).repo_id
-        api.auth_check(repo_id, repo_type=repo_type, write=True)  # one that exists may be somebody else's
+        try:
+            api.auth_check(repo_id, repo_type=repo_type, write=True)  # one that exists may be somebody else's
+        except RepositoryNotFoundError as error:
+            if isinstance(error, GatedRepoError):
+                raise
+            api.create_repo(repo_id, repo_type=repo_type, private=private, space_sdk=space_sdk, exist_ok=True)
     return api, repo_id

@@ -43,19 +43,18 @@ class BackgroundPush:
             self.say(f"not pushed: {error}")
             return
         with self._lock:
-            if self._next:
-                shutil.rmtree(self._next[0].parent, ignore_errors=True)
-            self._next = (copy, message)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="push", daemon=True)
+                self._thread = threading.Thread(target=self._work, args=(copy, message), name="push", daemon=True)
                 self._thread.start()
+                return
+            waiting, self._next = self._next, (copy, message)
+        self._remove(waiting)
 
     def close(self) -> None:
         """Drops what waits, and waits for the push that is under way."""
         with self._lock:
             waiting, self._next, thread = self._next, None, self._thread
-        if waiting:
-            shutil.rmtree(waiting[0].parent, ignore_errors=True)
+        self._remove(waiting)
         if thread:
             thread.join()
 
@@ -73,13 +72,12 @@ class BackgroundPush:
                 shutil.copyfile(self.run / name, copy / name)
         return copy
 
-    def _work(self) -> None:
+    def _remove(self, offer: tuple[Path, str] | None) -> None:
+        if offer:
+            shutil.rmtree(offer[0].parent, ignore_errors=True)
+
+    def _work(self, copy: Path, message: str) -> None:
         while True:
-            with self._lock:
-                if self._next is None:
-                    self._thread = None
-                    return
-                (copy, message), self._next = self._next, None
             shown = not are_progress_bars_disabled()
             try:
                 disable_progress_bars()  # the training has one
@@ -91,4 +89,9 @@ class BackgroundPush:
             finally:
                 if shown:
                     enable_progress_bars()
-                shutil.rmtree(copy.parent, ignore_errors=True)
+                self._remove((copy, message))
+            with self._lock:
+                if self._next is None:
+                    self._thread = None
+                    return
+                (copy, message), self._next = self._next, None

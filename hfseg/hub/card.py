@@ -2,203 +2,121 @@
 
 from __future__ import annotations
 
-import html
-import json
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
+from tempfile import TemporaryDirectory
+from typing import Any
 
-import yaml
-from huggingface_hub import EvalResult, ModelCardData
+from hfseg.curves import draw_class_bars, draw_learning_curve
+from hfseg.errors import UserError
+from hfseg.hub.card_facts import BARS, CURVE, Facts, read_facts, without_paths
+from hfseg.hub.card_merge import INTRODUCTION, Merge
+from hfseg.hub.card_metadata import metadata
+from hfseg.hub.card_results import evaluation, limits, results, speed
+from hfseg.hub.card_sections import intended_use, introduction, license_note, usage
+from hfseg.hub.card_training import training
+from hfseg.run_directory import CARD, LOG
 
-from hfseg.curves import draw_class_bars
-from hfseg.labels import LabelSchema
-from hfseg.recipe import Recipe, to_yaml
-from hfseg.recipe_reading import load_recipe
-from hfseg.run_directory import CARD, LABELS, RECIPE, RESULTS, SAMPLES, RunDirectory
+__all__ = ["card_files", "card_text", "without_paths", "write_card"]
 
-SCORES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
+# In the order of a new card. Each is given the facts and the metadata, and returns Markdown with its heading, or None.
+SECTIONS: dict[str, Callable[[Facts, dict[str, Any]], str | None]] = {
+    INTRODUCTION: introduction,
+    "usage": usage,
+    "intended-use": intended_use,
+    "results": results,
+    "limits": limits,
+    "speed": speed,
+    "training": training,
+    "evaluation": evaluation,
+    "license": license_note,
+}
 
 
-def write_card(run: str | Path) -> Path:
-    """Writes README.md with valid metadata, scores, charts and usage.
+def write_card(run: str | Path, repo_id: str | None = None, say: Callable[[str], None] | None = None) -> Path:
+    """Writes README.md and its charts: valid metadata, scores, samples, limits and usage.
 
-    Every number comes from eval_results.json of the same folder. Names from data sets are escaped.
+    Every number comes from eval_results.json of the same folder, and names from data sets are escaped. A card that is
+    there is written again around what a person wrote: sections under other headings stay in their place, sections and
+    metadata that a person changed stay as they are, and scores are always those of eval_results.json. To get a section
+    of hfseg's back, delete it. The same files give the same bytes.
 
     Args:
-        run: The run directory.
+        run: A run directory, or a folder that `save_pretrained` wrote; what is missing there is left out.
+        repo_id: user/name of the repository that it will be in; by default the recipe's, or the one that the card
+            was last written for.
+        say: Called with a line for each thing that was left as a person wrote it.
 
     Returns:
         The card's path.
+
+    Raises:
+        UserError: When there is no model, or a file cannot be read or written.
+
+    Example:
+        >>> import shutil, tempfile
+        >>> from hfseg.models.configs import SHIPPED
+        >>> folder = Path(tempfile.mkdtemp()) / "shapes"
+        >>> _ = shutil.copytree(SHIPPED / "shapes-segformer", folder, ignore=shutil.ignore_patterns("README.md"))
+        >>> write_card(folder).read_text().splitlines()[1]
+        'library_name: transformers'
     """
-    folder = RunDirectory(run)
-    results = folder.read_json(RESULTS)
-    config = folder.read_json("config.json")
-    recipe = without_paths(load_recipe(str(folder.path / RECIPE)))
-    schema = LabelSchema.load(folder.path / LABELS)
-    draw_class_bars(results["per_category_iou"], schema.palette, folder.path / "per_class_iou.png")
-    text = "\n\n".join((
-        f"---\n{_metadata(folder.path, recipe, results, config)}\n---",
-        _introduction(folder.path, recipe, results, config),
-        _usage(recipe, _channels(config)),
-        _scores(folder.path, results, schema),
-        _training(recipe, results),
-        _protocol(results),
-    ))
-    folder.write(CARD, text + "\n")
-    return folder.path / CARD
+    files, kept = card_files(run, repo_id)
+    folder = Path(run).expanduser()
+    try:
+        for name, content in files.items():
+            part = folder / f".writing-{name}"
+            part.write_bytes(content)
+            part.replace(folder / name)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written: {error.strerror}", "a writable folder") from error
+    for what in kept:
+        if say:
+            say(f"kept as a person left it, delete it to have it written anew: {what}")
+    return folder / CARD
 
 
-def _metadata(path: Path, recipe, results: dict, config: dict) -> str:
-    protocol, data_is_on_hub = results["protocol"], _hub_id(recipe.data.path)
-    common = {
-        "task_type": "image-segmentation", "task_name": "Semantic segmentation",
-        "dataset_type": recipe.data.path if data_is_on_hub else "local", "dataset_name": _line(protocol["data"]),
-        "dataset_split": protocol["split"], "dataset_revision": protocol["data_revision"],
-    }
-    scores = [
-        EvalResult(metric_type=key, metric_name=name, metric_value=round(results[key], 5), **common)
-        for key, name in SCORES.items() if results[key] is not None
-    ]
-    pretrained = _hub_id(recipe.model.name) and recipe.model.weights == "pretrained"
-    data = ModelCardData(
-        model_name=_line(path.resolve().name),
-        base_model=recipe.model.name if pretrained else None,
-        datasets=[recipe.data.path] if data_is_on_hub else None,
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
-        tags=["hfseg", "image-segmentation", "semantic-segmentation", config["model_type"]],
-        eval_results=scores,
-    )
-    return data.to_yaml().strip()
-
-
-def _introduction(path: Path, recipe, results: dict, config: dict) -> str:
-    random = recipe.model.weights == "random" or recipe.model.name == config["model_type"]
-    origin = "trained from random weights" if random else f"fine-tuned from {_code(recipe.model.name)}"
-    return (
-        f"# {_plain(path.resolve().name)}\n\n"
-        f"A {config['model_type']} model that labels every pixel with one of {len(results['per_category_iou'])} "
-        f"classes. It was {origin} on {_code(results['protocol']['data'])} by "
-        f"hfseg {results['protocol']['versions']['hfseg']}. On the {results['protocol']['split']} split "
-        f"({results['num_images']} images) it reaches a mean IoU of **{results['mean_iou'] or 0:.4f}**."
-    )
-
-
-def _channels(config: dict) -> int:
-    return config.get("num_channels") or (config.get("backbone_config") or {}).get("num_channels") or 3
-
-
-def _usage(recipe, channels: int) -> str:
-    name = recipe.hub.repo_id or "PATH_OR_REPO"
-    photo, opener = "photo.jpg", "from PIL import Image"
-    opened, size, layout = 'Image.open("photo.jpg").convert("RGB")', "image.size[::-1]", ""
-    if channels != 3:  # an array of (height, width, bands)
-        photo, opener = "scene.npy", "import numpy as np"
-        opened, size, layout = 'np.load("scene.npy")', "image.shape[:2]", ', input_data_format="channels_last"'
-    return f"""## Usage
-
-```python
-import hfseg
-
-segmenter = hfseg.Segmenter.from_pretrained("{name}")
-result = segmenter("{photo}")
-print(result.areas())
-result.overlay().save("overlay.png")
-```
-
-or with transformers alone:
-
-```python
-import torch
-{opener}
-from transformers import AutoImageProcessor, AutoModelForSemanticSegmentation
-
-processor = AutoImageProcessor.from_pretrained("{name}")
-model = AutoModelForSemanticSegmentation.from_pretrained("{name}")
-image = {opened}
-with torch.inference_mode():
-    outputs = model(**processor(image, return_tensors="pt"{layout}))
-[semantic_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=[{size}])
-```"""
-
-
-def _scores(path: Path, results: dict, schema: LabelSchema) -> str:
-    rows = ["| score | value |", "|---|---|"]
-    rows += [f"| {name} | {_number(results[key])} |" for key, name in SCORES.items()]
-    names = list(results["per_category_iou"])
-    columns = {"IoU": "per_category_iou", "precision": "per_category_precision", "recall": "per_category_recall",
-               "F1 / Dice": "per_category_f1"}
-    columns = {title: key for title, key in columns.items() if key in results}
-    table = ["| class | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name in names:
-        cells = [_number(results[key][name]) for key in columns.values()]
-        table.append(f"| {_plain(name)} | " + " | ".join(cells) + " |")
-    scored = {name: value for name, value in results["per_category_iou"].items() if value is not None}
-    worst = ", ".join(_plain(name) for name in sorted(scored, key=scored.get)[:3])
-    panels = sorted((path / SAMPLES).glob("*.png"))  # none where the data may not be shown
-    pictures = "\n\n".join(f"![image, truth, prediction]({SAMPLES}/{quote(panel.name)})" for panel in panels[:4])
-    return "\n\n".join(part for part in (
-        "## Results", "\n".join(rows), "![IoU per class](per_class_iou.png)", "\n".join(table),
-        f"Weakest classes: {worst}. Expect errors there, and on images unlike the training data.",
-        pictures and f"Image, truth and prediction:\n\n{pictures}",
-    ) if part)
-
-
-def _training(recipe: Recipe, results: dict) -> str:
-    lines = ["## Training", "![Learning curve](learning_curve.png)"]
-    if facts := results.get("training"):
-        took = f"{facts['steps']} steps took {facts['seconds'] / 60:.1f} minutes on {facts['processes']} process(es) " \
-               f"({facts['device']}); these are the weights after step {facts['best_step']}."
-        skipped = facts["skipped_samples"]
-        lines.append(took + (f" {skipped} samples could not be used and were skipped." if skipped else ""))
-    lines.append("The recipe, whole:\n\n```yaml\n" + to_yaml(recipe).strip() + "\n```")
-    return "\n\n".join(lines)
-
-
-def _protocol(results: dict) -> str:
-    protocol = {key: value for key, value in results["protocol"].items() if value is not None}
-    return ("## Evaluation protocol\n\n```yaml\n"
-            + yaml.safe_dump(json.loads(json.dumps(protocol)), sort_keys=False, allow_unicode=True).strip() + "\n```")
-
-
-def without_paths(recipe: Recipe) -> Recipe:
-    """Returns the recipe as it is published: with the names of local folders in place of where they lie.
+def card_files(
+    run: str | Path, repo_id: str | None = None, old: str | None = None
+) -> tuple[dict[str, bytes], list[str]]:
+    """Makes the card and its charts, and leaves the folder as it is.
 
     Args:
-        recipe: The recipe.
+        run: As for `write_card`.
+        repo_id: As for `write_card`.
+        old: Text of the card to write over, such as the hub's; by default the one in the folder.
 
     Returns:
-        A copy.
+        Contents by file name, the card last, and what of the card was left as a person wrote it.
+
+    Raises:
+        UserError: When there is no model, or a file cannot be read.
     """
-    def name(path: str) -> str:
-        return Path(path).resolve().name if Path(path).expanduser().exists() or path.startswith("/") else path
-
-    return replace(
-        recipe, output_dir=f"runs/{name(recipe.output_dir)}", model=replace(recipe.model, name=name(recipe.model.name)),
-        data=replace(recipe.data, path=name(recipe.data.path)),
-    )  # fmt: skip
-
-
-def _hub_id(name: str) -> bool:
-    return name.count("/") == 1 and not name.startswith((".", "~", "/", "shapes/", "hfseg/"))
-
-
-def _number(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.4f}"
+    facts = read_facts(run, repo_id, old)
+    text, kept = card_text(facts)
+    with TemporaryDirectory() as drawn:
+        if facts.results is not None:
+            draw_class_bars(facts.results["per_category_iou"], facts.palette, Path(drawn, BARS),
+                            mean=facts.results.get("mean_iou"))
+        if facts.log:
+            draw_learning_curve(facts.path / LOG, Path(drawn, CURVE))
+        files = {file.name: file.read_bytes() for file in sorted(Path(drawn).iterdir())}
+    return {**files, CARD: text.encode()}, kept
 
 
-def _line(text: str) -> str:
-    """Returns a stranger's text as one line, for metadata, whose writer quotes it."""
-    return " ".join(str(text).split())
+def card_text(facts: Facts) -> tuple[str, list[str]]:
+    """Returns the text of a card.
 
+    Args:
+        facts: Of the run, with the card that is there.
 
-def _code(text: str) -> str:
-    """Returns a stranger's text as code, where nothing but a backtick means anything."""
-    return f"`{_line(text).replace('`', chr(39))}`"
+    Returns:
+        The text, and what of it was left as a person wrote it.
 
-
-def _plain(text: str) -> str:
-    """Returns a stranger's text with everything that Markdown or HTML would act on made harmless."""
-    text = html.escape(_line(text))
-    return "".join(f"\\{letter}" if letter in "\\`*_[]|<>#" else letter for letter in text)
+    Raises:
+        UserError: When the metadata of the card that is there is no YAML.
+    """
+    merge = Merge(facts.old, str(facts.path / CARD))
+    values = merge.metadata(metadata(facts))
+    sections = {key: write(facts, values) for key, write in SECTIONS.items()}
+    return merge.write(values, {key: text for key, text in sections.items() if text}), merge.kept

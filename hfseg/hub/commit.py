@@ -66,9 +66,8 @@ def commit(
     contents = {name: CommitOperationAdd(name, file if isinstance(file, bytes) else str(file))
                 for name, file in files.items()}  # fmt: skip
     where = {"repo_id": repo_id, "repo_type": repo_type}
-    token = api.token if isinstance(api.token, str) else None
     if revision and not create_pr:
-        with hub_errors(repo_id, repo_type, token):
+        with hub_errors(repo_id, repo_type, api):
             api.create_branch(branch=revision, exist_ok=True, **where)
     began, tries, races, sent, known_requests = time.monotonic(), 0, 0, 0, None
     while True:
@@ -89,7 +88,7 @@ def commit(
             return Pushed(repo_id, made.oid, made.pr_url or made.commit_url, sent)
         except Exception as error:
             tries += 1
-            told = explain(error, repo_id, repo_type, token)
+            told = explain(error, repo_id, repo_type, api)
             if told is None:
                 raise
             if status_of(error) == 412:

@@ -60,7 +60,7 @@ def pull(
     api = HfApi(endpoint=endpoint, token=token)
     download = {"local_dir": target, "token": token, "endpoint": endpoint}
     if constants.HF_HUB_OFFLINE:
-        with hub_errors(repo_id, repo_type, token):
+        with hub_errors(repo_id, repo_type, api):
             folder = Path(snapshot_download(repo_id, local_files_only=True, **asked, **download))
         names = [file for file in folder.rglob("*") if file.is_file()]
         if damaged := [file for file in names if not is_whole(file)]:
@@ -75,6 +75,9 @@ def pull(
             left_out = [name for name in hashes if repo_type == "model" and name.endswith(PICKLED)]
             if left_out:
                 refuse_pickled(repo_id, info.sha, token, api=api)
+            if target is not None:
+                (target / OWNER).parent.mkdir(parents=True, exist_ok=True)
+                (target / OWNER).write_text(f"{repo_type} {repo_id}\n", encoding="utf-8")
             folder = Path(snapshot_download(repo_id, ignore_patterns=left_out or None, **asked, **download))
             if target is None and folder.name != info.sha:  # pushed to between the two calls
                 continue
@@ -92,7 +95,7 @@ def pull(
             raise
         except Exception as error:
             tries += 1
-            told = explain(error, repo_id, repo_type, token)
+            told = explain(error, repo_id, repo_type, api)
             if told is None:
                 raise
             pause = min(0.25 * 2**tries, 10.0) * random.uniform(0.5, 1.0)
@@ -101,8 +104,6 @@ def pull(
                 raise told from error
             say(f"{told.found}; trying again in {pause:.0f} s")
             time.sleep(pause)
-    if target is not None:
-        (target / OWNER).write_text(f"{repo_type} {repo_id}\n", encoding="utf-8")
     for name in left_out:
         say(f"left out: {name}, which is pickled and can run code when it is read")
     say(f"{repo_id} at {info.sha[:12]}: {len(wanted)} files in {folder}, every hash as the hub states it")

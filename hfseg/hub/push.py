@@ -67,6 +67,7 @@ def push(
     """
     folder = Path(run).expanduser()
     check_folder(folder)
+    published(folder)  # refuses secrets before anything is made
     api, repo_id = open_repo(repo_id, private=private, create_pr=create_pr, token=token, endpoint=endpoint)
     if tag:
         _check_tag(api, repo_id, tag, revision, create_pr)
@@ -78,7 +79,7 @@ def push(
                     revision=revision, create_pr=create_pr, say=say)  # fmt: skip
     say(f"{pushed.changed} files pushed: {pushed.url}" if pushed.changed else f"{pushed.url} has all of this already")
     if tag:
-        with hub_errors(repo_id, token=token):
+        with hub_errors(repo_id, api=api):
             api.create_tag(repo_id, tag=tag, revision=pushed.oid, exist_ok=True)
         say(f"tagged {tag}")
     if space:
@@ -163,7 +164,7 @@ def _matches(name: str, pattern: str) -> bool:
 def _check_tag(api: HfApi, repo_id: str, tag: str, revision: str | None, create_pr: bool) -> None:
     if create_pr:
         raise UserError("--tag goes with a commit, and --create_pr makes none yet", fix="tag it when it is merged")
-    with hub_errors(repo_id):
+    with hub_errors(repo_id, api=api):
         references = api.list_repo_refs(repo_id)
         held = {reference.name: reference.target_commit for reference in references.tags}
         head = api.repo_info(repo_id, revision=revision).sha if tag in held else None

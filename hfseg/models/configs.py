@@ -8,12 +8,14 @@ from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, SegformerConfig
+from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hfseg.errors import UserError, one_of
 from hfseg.hub_errors import explain, status_of
 from hfseg.models.families import FAMILIES
+from hfseg.models.networks import ARCHITECTURES, PREFIX, architecture_of, register
+from hfseg.models.networks.smp_checkpoints import is_smp, smp_config
 from hfseg.remap import unique
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -93,7 +95,8 @@ def readable_errors(name: str, training: bool = False):
             about = about.__cause__
         if status_of(about) in (401, 403, 429) or isinstance(about, (GatedRepoError, RevisionNotFoundError)):
             raise explain(about, name) from error
-        near = difflib.get_close_matches(name, [*FAMILIES, *KNOWN_CONFIGS, "hfseg/shapes-segformer"], n=1, cutoff=0.8)
+        known = [*FAMILIES, *KNOWN_CONFIGS, "hfseg/shapes-segformer", *(PREFIX + one for one in ARCHITECTURES)]
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if near and near[0] != name:
             raise UserError(f"cannot load {name}: {first[:300]}", fix=f"did you mean {near[0]}?") from error
         fix = "check the name and the network (HF_HUB_OFFLINE and HF_ENDPOINT matter), or pass a local folder"
@@ -106,7 +109,8 @@ def readable_errors(name: str, training: bool = False):
         ) from error
 
 
-def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict, training: bool = True):
+def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict, training: bool = True,
+                backbone: str | None = None):  # fmt: skip
     """Returns the configuration of a model, with its classes as ids 0 to n - 1 and different names.
 
     Args:
@@ -116,6 +120,7 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
         overrides: Fields to replace.
         hub: Revision, token and trust for the hub.
         training: Whether a network with random weights would serve, too.
+        backbone: By name, for hfseg's own networks.
 
     Returns:
         A transformers configuration.
@@ -123,13 +128,23 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
     Raises:
         UserError: When there is none, or it cannot be built.
     """
-    if source in CONFIG_MAPPING and source in FAMILIES:
+    register()
+    own = architecture_of(source)
+    if backbone and not own:
+        names = [PREFIX + one for one in ARCHITECTURES]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
+        raise UserError(f"{name} takes no backbone by name", ", ".join(names),
+                        f"did you mean {near[0]}?" if near else "leave model.backbone out")
+    if own:
+        config = own.config(**{**own.fields, "backbone": backbone or own.backbone})
+    elif source in CONFIG_MAPPING and source in FAMILIES:
         config = CONFIG_MAPPING[source](**_DEFAULTS.get(source, {}))
     elif weights == "random" and source in KNOWN_CONFIGS:
         config = SegformerConfig(**KNOWN_CONFIGS[source])
     else:
         with readable_errors(name, training):
-            config = AutoConfig.from_pretrained(source, **hub)
+            content, _ = PreTrainedConfig.get_config_dict(source, revision=hub["revision"], token=hub["token"])
+            config = smp_config(content) if is_smp(content) else AutoConfig.from_pretrained(source, **hub)
     if overrides:
         fields = config.to_dict()
         for key in overrides:
@@ -163,7 +178,9 @@ def config_errors(name: str):
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as error:  # whatever the network's own code meets
         raise UserError(f"{name} cannot be built with this model.config: {type(error).__name__}: "
-                        f"{' '.join(str(error).split())[:300]}", "a configuration that transformers can build",
+                        f"{' '.join(str(error).split())[:300]}", "a configuration that can be built",
                         "mend the model.config overrides, or leave them out") from error

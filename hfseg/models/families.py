@@ -51,6 +51,10 @@ _DECODE = ("decode_head", "auxiliary_head")
 _DECODE_CLASSIFIERS = ("decode_head.classifier", "auxiliary_head.classifier")
 _DPT_HEAD = ("neck", "head", "auxiliary_head")
 _PYRAMID = ("pooler", "fpn1", "fpn2", "fpn3", "fpn4")
+_SMP_CLASSIFIERS = ("segmentation_head.0", "segmentation_head.head.4")
+_TORCHVISION_CLASSIFIERS = (
+    "classifier.4", "classifier.low_classifier", "classifier.high_classifier", "auxiliary_head.head.4",
+)  # fmt: skip
 _SEGMENTATION = (("segmentation_head",), ("segmentation_head.classifier.convolution",))
 
 FAMILIES: dict[str, Family] = {
@@ -64,6 +68,11 @@ FAMILIES: dict[str, Family] = {
         Family("mobilenet_v2", *_SEGMENTATION, unused_parameters=True),
         Family("mobilevit", *_SEGMENTATION),
         Family("mobilevitv2", *_SEGMENTATION),
+        # Some decoders read no more than the first stages.
+        Family("hfseg_smp", ("decoder", "segmentation_head"), _SMP_CLASSIFIERS, unused_parameters=True),
+        Family("hfseg_torchvision", ("classifier", "auxiliary_head"), _TORCHVISION_CLASSIFIERS),
+        Family("hfseg_segnet", ("decoder", "classifier"), ("classifier",)),
+        Family("hfseg_hrnet", ("head", "classifier"), ("classifier",)),
     )
 }
 

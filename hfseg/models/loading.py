@@ -13,6 +13,7 @@ from torch import nn
 from transformers import (
     AutoImageProcessor,
     AutoModelForSemanticSegmentation,
+    PreTrainedConfig,
     SegformerImageProcessor,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -23,6 +24,11 @@ from hfseg.labels import LabelSchema
 from hfseg.models.configs import config_errors, load_config, readable_errors, resolve_name
 from hfseg.models.families import Family, family_of
 from hfseg.models.hub_files import find_weights
+from hfseg.models.networks import architecture_of
+from hfseg.models.networks.framework import Pretraining
+from hfseg.models.networks.smp import SmpConfig
+from hfseg.models.networks.smp_checkpoints import is_smp, load_smp, smp_processor
+from hfseg.models.networks.weights import pretrain
 from hfseg.models.quiet import quiet_transformers
 
 
@@ -67,6 +73,8 @@ def load_model(
     revision: str | None = None,
     token: str | None = None,
     weights: str = "pretrained",
+    backbone: str | None = None,
+    backbone_weights: str | os.PathLike | None = None,
     config: dict[str, Any] | None = None,
     channels: int = 3,
     image_size: int | tuple[int, int] | None = None,
@@ -78,12 +86,14 @@ def load_model(
     weights, the others start fresh. `model.load_report` says what happened to every tensor.
 
     Args:
-        name: Hub id, local folder, `hfseg/shapes-segformer` (shipped with the package), or a transformers model
-            type such as `segformer`, which gives random weights.
+        name: Hub id, local folder, `hfseg/shapes-segformer` (shipped with the package), one of hfseg's own networks
+            such as `hfseg/unet`, or a transformers model type such as `segformer`, which gives random weights.
         labels: The classes to predict, as a schema or names; None keeps those of the checkpoint.
         revision: Branch, tag or commit on the hub.
         token: Hub token, if not the one that is logged in.
-        weights: `pretrained` or `random`.
+        weights: `pretrained` or `random`; one of hfseg's own networks starts from its backbone's ImageNet weights.
+        backbone: By name, for hfseg's own networks, such as `resnet18` or a model of timm.
+        backbone_weights: File with weights of the backbone, in place of those that its library offers.
         config: Fields of the configuration to override.
         channels: Bands of the images; the first convolution is adapted when the checkpoint has others.
         image_size: What the processor resizes to: shortest side, or (height, width); None leaves images as they
@@ -112,25 +122,36 @@ def load_model(
     hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     source = resolve_name(name)
     report = LoadReport(name)
-    model_config = load_config(name, source, weights, config or {}, hub)
+    model_config = load_config(name, source, weights, config or {}, hub, backbone=backbone)
     family = family_of(model_config)
-    if source in CONFIG_MAPPING or weights == "random":
+    own, found = architecture_of(source) is not None, None
+    if backbone_weights is not None and (not own or weights == "random"):
+        raise UserError(f"model.backbone_weights is set, and {name} with {weights} weights does not read it",
+                        "a network of hfseg such as hfseg/unet, with weights pretrained", "leave it out")
+    if own or source in CONFIG_MAPPING or weights == "random":
+        pretrained = own and weights == "pretrained"
         if labels is not None:
             _set_labels(model_config, labels)
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
-                part.num_channels = channels
+                part.num_channels = 3 if pretrained else channels
         with config_errors(name):
             model = AutoModelForSemanticSegmentation.from_config(model_config).float()
         report.new = list(model.state_dict())
-        report.notes.append("all weights are random")
+        if pretrained:
+            found = pretrain(model, backbone_weights)
+            report.new = [key for key in report.new if family.is_head(key)]
+            report.loaded = len(model.state_dict()) - len(report.new)
+            report.notes.append(f"ImageNet weights of {model_config.backbone} from {found.source}")
+        else:
+            report.notes.append("all weights are random")
     else:
         model = _load_weights(source, model_config, family, report, hub)
         if labels is not None:
             _relabel(model, family, labels, report)
-        if channels != _input_channels(model):
-            _adapt_channels(model, channels, report)
-    processor = _load_processor(source, hub, report)
+    if channels != _input_channels(model):
+        _adapt_channels(model, channels, report)
+    processor = _load_processor(source, model_config, hub, report, found)
     _configure_processor(processor, family, model.config, channels, image_size)
     model.load_report, model.image_processor = report, processor
     return model.eval(), processor
@@ -158,7 +179,7 @@ def load_for_inference(name: str, *, revision=None, token=None, trust_remote_cod
     """
     hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
     source = resolve_name(name)
-    if source in CONFIG_MAPPING:
+    if source in CONFIG_MAPPING or architecture_of(source):
         raise UserError(f"{name} is a kind of network, without weights", "a run directory, a folder or a hub id",
                         f"hfseg train --model.name {name} --data.path DATA makes one")
     config = load_config(name, source, "pretrained", {}, hub, training=False)
@@ -174,7 +195,7 @@ def load_for_inference(name: str, *, revision=None, token=None, trust_remote_cod
     if config.num_labels < 2:
         raise UserError(f"{name} has a single output, which needs a threshold that nobody has stated",
                         "two classes or more", f"hfseg train --model.name {name} gives it two")
-    processor = _load_processor(source, hub)
+    processor = _load_processor(source, config, hub, report, needed=True)
     _keep_all_pixels(processor)
     if (needed := family.input_size(config)) and not getattr(processor, "do_resize", False):
         processor.do_resize, processor.size = True, {"height": needed[0], "width": needed[1]}
@@ -208,6 +229,12 @@ def _load_weights(source: str, config, family: Family, report: LoadReport, hub: 
     with readable_errors(report.name), quiet_transformers(progress=not Path(source).is_dir()):
         if not Path(source).is_dir():
             hub = {**hub, "revision": find_weights(source, hub["revision"], hub["token"])}
+        if _saved_by_smp(source, config, hub):
+            with config_errors(report.name):
+                model = load_smp(source, config, hub)
+            report.loaded = len(model.state_dict())
+            report.notes.append("saved by segmentation-models-pytorch; activation and classification head are left out")
+            return model
         model, info = AutoModelForSemanticSegmentation.from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **hub,
@@ -289,35 +316,53 @@ def _adapt_channels(model: nn.Module, channels: int, report: LoadReport) -> None
     name, old = _first_convolution(model)
     if old.groups != 1:
         raise UserError(f"{report.name} takes {old.in_channels} bands and cannot be adapted to {channels}")
-    new = nn.Conv2d(channels, old.out_channels, old.kernel_size, old.stride, old.padding, bias=old.bias is not None)
-    with torch.no_grad():
-        mean = old.weight.mean(1, keepdim=True)
-        known = old.weight if channels > old.in_channels else mean[:, :0]
-        new.weight.copy_(
-            torch.cat([known, mean.expand(-1, channels - known.shape[1], -1, -1)], 1) * (old.in_channels / channels)
-        )
-        if old.bias is not None:
-            new.bias.copy_(old.bias)
-    parent_path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent_path), leaf, new)
+    was = old.in_channels
+    mean = old.weight.detach().mean(1, keepdim=True)
+    known = old.weight.detach() if channels > was else mean[:, :0]
+    weight = torch.cat([known, mean.expand(-1, channels - known.shape[1], -1, -1)], 1) * (was / channels)
+    # In place: it may be a convolution of a library's own kind, which pads by itself.
+    old.weight, old.in_channels = nn.Parameter(weight), channels
     for part in (model.config, getattr(model.config, "backbone_config", None), *model.modules()):
         if isinstance(getattr(part, "num_channels", None), int):
             part.num_channels = channels
     model.config.num_channels = channels  # also where a family keeps it in the backbone's configuration alone
-    report.notes.append(f"{name} adapted from {old.in_channels} to {channels} bands")
+    report.notes.append(f"{name} adapted from {was} to {channels} bands")
 
 
-def _load_processor(source: str, hub: dict, report: LoadReport | None = None):
-    """The checkpoint's own processor; for training, SegFormer's where it has none, which the report then says."""
-    if source not in CONFIG_MAPPING:
+def _load_processor(source: str, config, hub: dict, report: LoadReport, found: Pretraining | None = None,
+                    needed: bool = False):  # fmt: skip
+    """The checkpoint's own processor, or one with the normalisation of the backbone's weights; for training,
+    SegFormer's where there is none, which the report then says."""
+    if _saved_by_smp(source, config, hub):
+        processor, note = smp_processor(source, config, hub)
+        report.notes.append(note)
+        return processor
+    processor = SegformerImageProcessor(do_reduce_labels=False)
+    if found:
+        processor.image_mean, processor.image_std = list(found.mean), list(found.std)
+        processor.rescale_factor = found.largest / 255
+        report.notes.append("images are normalised as those that these weights were trained on: mean "
+                            f"{_numbers(found.mean)}, standard deviation {_numbers(found.std)}")
+    elif source not in CONFIG_MAPPING and not architecture_of(source):
         with readable_errors(source):
             try:
                 return AutoImageProcessor.from_pretrained(source, **hub)
             except (OSError, ValueError):
-                if report is None:
+                if needed:
                     raise
         report.notes.append("it has no image processor: values are scaled and normalised as for ImageNet")
-    return SegformerImageProcessor(do_reduce_labels=False)
+    return processor
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{value:.4g}" for value in dict.fromkeys(values))
+
+
+def _saved_by_smp(source: str, config, hub: dict) -> bool:
+    """Whether the files are segmentation-models-pytorch's own."""
+    if not isinstance(config, SmpConfig) or architecture_of(source) or source in CONFIG_MAPPING:
+        return False
+    return is_smp(PreTrainedConfig.get_config_dict(source, revision=hub["revision"], token=hub["token"])[0])
 
 
 def _keep_all_pixels(processor) -> None:

@@ -1,4 +1,4 @@
-"""What the hub tells about a repository: the answer to `model_info` and its like, and the lists that can be searched."""
+"""What the hub tells about a repository: the answer to `model_info` and its like, and what can be searched."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def describe(
         sdk = data.get("sdk") or repo.data.get("sdk")
         data = {**data, "sdk": sdk}
         told |= {"sdk": sdk, "runtime": runtime(db, repo), "subdomain": subdomain(repo), "host": None,
-                 "models": data.get("models") or [], "datasets": data.get("datasets") or [], "region": "us"}  # fmt: skip
+                 "models": data.get("models") or [], "datasets": data.get("datasets") or [],
+                 "region": "us"}  # fmt: skip
     told["tags"] = tags_of(data, repo.type, [entry.path for entry in entries])
     return {name: value for name, value in told.items() if value is not None}
 

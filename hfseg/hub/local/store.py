@@ -275,7 +275,7 @@ def _repo(row: sqlite3.Row) -> Repo:
 
 
 def _hold(root: Path):
-    handle = open(root / "in_use", "w")
+    handle = open(root / "in_use", "w")  # noqa: SIM115
     if os.name != "nt":
         import fcntl
 

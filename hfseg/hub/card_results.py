@@ -1,0 +1,225 @@
+"""The sections of a card that say how good the model is, where it fails, and how that was measured."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from hfseg.hub.card_facts import BARS, Facts
+from hfseg.hub.card_metadata import SCORES
+from hfseg.hub.card_sections import data_of
+from hfseg.hub.card_text import code, counted, fenced, line, listing, number, picture, public, share
+from hfseg.run_directory import SAMPLES
+
+_LONG_TABLE = 40  # classes; a longer table is folded
+_PANELS = 4  # in the card; the run may hold more
+_FEW = 1e-3  # of the labelled pixels: a class with less is named as one with few
+_WORST, _PAIRS = 5, 5
+_LEAST_CONFUSED = 0.01  # of a class's pixels
+COLUMNS = {
+    "IoU": "per_category_iou", "precision": "per_category_precision", "recall": "per_category_recall",
+    "F1 / Dice": "per_category_f1",
+}  # fmt: skip
+
+
+def results(facts: Facts, metadata: dict[str, Any]) -> str | None:
+    """Shows the scores, those of each class as chart and table, and samples.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section, or None for a model that was not scored.
+    """
+    if facts.results is None:
+        return None
+    split, count = facts.protocol.get("split", "unknown"), facts.results.get("num_images", 0)
+    header = "| " + " | ".join(SCORES.values()) + " |\n" + "|---" * len(SCORES) + "|\n"
+    scores = header + "| " + " | ".join(number(facts.results.get(key)) for key in SCORES) + " |"
+    parts = ["## Results", f"On {code(split)} of {data_of(facts)}, {counted(count, 'image')}, at their original size:",
+             scores, picture("IoU per class", BARS), _table(facts)]
+    if panels := facts.samples[1:_PANELS]:
+        parts.append("More samples, with image, truth, prediction and errors in red:")
+        parts += [picture("A sample: image, truth, prediction and errors", SAMPLES, panel) for panel in panels]
+    return "\n\n".join(parts)
+
+
+def limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
+    """Names the classes that are worst, confused with each other, rare, or not measured at all.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section, or None for a model that was not scored.
+    """
+    if facts.results is None:
+        return None
+    iou = facts.results["per_category_iou"]
+    scored = sorted((value, i, name) for i, (name, value) in enumerate(iou.items()) if value is not None)
+    points = []
+    if len(scored) > 1:
+        worst = scored[: min(_WORST, max(1, len(scored) // 2))]
+        points.append("Weakest: " + "; ".join(_how(facts, name, value) for value, _, name in worst) + ".")
+    if pairs := confused(facts.results):
+        points.append("Most often confused: " + "; ".join(
+            f"{share(part)} of the pixels of {code(truth)} are labelled {code(other)}" for part, truth, other in pairs)
+            + ".")
+    counts = pixels(facts.results)
+    total = sum(counts.values())
+    if few := [name for name in counts if 0 < counts[name] < _FEW * total]:
+        shown = [f"{code(name)} ({counts[name]:,})" for name in sorted(few, key=lambda name: counts[name])]
+        points.append(f"Few labelled pixels in this split, so chance weighs in their scores: {listing(shown, 10)}.")
+    if absent := [code(name) for name, value in iou.items() if value is None]:
+        points.append(f"Not measured, since neither the labels nor the predictions of this split have them: "
+                      f"{listing(absent, 20)}.")
+    if skipped := facts.protocol.get("skipped_images"):
+        points.append(f"{counted(skipped, 'image')} of the split could not be read and were left out of the scores.")
+    points.append(f"The scores are those of {counted(facts.results.get('num_images', 0), 'image')} of "
+                  f"{data_of(facts)}, by which the best weights were also chosen; expect less elsewhere."
+                  if "best_step" in facts.training else
+                  f"The scores are those of {data_of(facts)}; expect others elsewhere.")
+    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
+    """States the protocol of the scores, in words and as it was recorded.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section, or None for a model that was not scored.
+    """
+    if facts.results is None:
+        return None
+    protocol = facts.protocol
+    resize = protocol.get("resize")
+    seen = f"Images are resized to {code(_size(resize))} for the network." if resize else \
+        "The network sees images at their own size."
+    words = [
+        f"Each prediction is compared with the labels at the original size of its image. {seen} The logits are brought "
+        "to that size bilinearly, and the largest one is the class.",
+        "Pixels are counted in one confusion matrix over the whole split, not per image. The IoU of a class is the "
+        "pixels that are rightly labelled with it, divided by all that have it in the labels or in the prediction; the "
+        "mean is over the classes that occur in either. Unlabelled pixels count for nothing.",
+    ]
+    if tile := protocol.get("tile"):
+        words.append(f"Images larger than {line(tile.get('size'))} pixels are computed in overlapping windows of that "
+                     "side, whose logits are blended.")
+    if views := protocol.get("test_time_augmentation"):
+        words.append(f"Probabilities are averaged over views of the image: {listing([code(view) for view in views])}.")
+    recorded = {key: value for key, value in public(protocol).items() if value is not None}
+    text = yaml.safe_dump(json.loads(json.dumps(recorded)), sort_keys=False, allow_unicode=True, width=1000)
+    return "\n\n".join(("## Evaluation protocol", *words, fenced(text, "yaml")))
+
+
+def speed(facts: Facts, metadata: dict[str, Any]) -> str | None:
+    """States how fast the model was on the machine that trained it.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section, or None where that was not measured.
+    """
+    found = facts.training.get("speed")
+    if not isinstance(found, dict) or not isinstance(found.get("milliseconds"), (int, float)):
+        return None
+    height, width = found.get("image_size") or (None, None)
+    of = f" of {width} x {height} pixels" if height else ""
+    threads = f", {counted(found['threads'], 'thread')}" if found.get("threads") and str(
+        found.get("device")).startswith("cpu") else ""
+    text = (f"**{found['milliseconds']:.1f} ms** per image{of} on {code(public(str(found.get('device', 'unknown'))))}"
+            f"{threads}, {code(found.get('dtype', 'float32'))}: the median of {counted(found.get('calls', 1), 'call')} "
+            "of hfseg's `Segmenter`, one image at a time, from the decoded image to its semantic map, taken when "
+            "training had ended.")
+    if found.get("fused"):
+        text += " hfseg computed the same function with less work (`hfseg.fuse`)."
+    if found.get("peak_extra_bytes"):
+        text += f" A call took up to {found['peak_extra_bytes'] / 1e6:.0f} MB of its memory beside the weights."
+    return f"## Speed\n\n{text} Other machines and image sizes give other numbers."
+
+
+def pixels(found: dict) -> dict[str, int]:
+    """Returns the labelled pixels of each class in the split.
+
+    Args:
+        found: eval_results.json.
+
+    Returns:
+        Counts by class name; empty where the counts were not recorded.
+
+    Example:
+        >>> pixels({"per_category_confusion": {"road": {"road": 8, "car": 2}, "car": {}}})
+        {'road': 10, 'car': 0}
+    """
+    return {name: sum(row.values()) for name, row in (found.get("per_category_confusion") or {}).items()}
+
+
+def confused(found: dict) -> list[tuple[float, str, str]]:
+    """Returns the pairs of classes of which the first is most often labelled as the second.
+
+    Args:
+        found: eval_results.json.
+
+    Returns:
+        Share of the class's pixels, class, what it is taken for; the largest shares first.
+
+    Example:
+        >>> confused({"per_category_confusion": {"road": {"road": 8, "car": 2}, "car": {"car": 1}}})
+        [(0.2, 'road', 'car')]
+    """
+    counts = pixels(found)
+    pairs = [(count / counts[truth], truth, other)
+             for truth, row in (found.get("per_category_confusion") or {}).items()
+             for other, count in row.items() if other != truth and count]
+    pairs = [pair for pair in pairs if pair[0] >= _LEAST_CONFUSED]
+    return sorted(pairs, key=lambda pair: (-pair[0], pair[1:]))[:_PAIRS]
+
+
+def _table(facts: Facts) -> str:
+    found = facts.results
+    columns = {name: key for name, key in COLUMNS.items() if key in found}
+    counts = pixels(found)
+    total = sum(counts.values())
+    header = ["id", "class", *columns, *(["share of pixels"] if total else [])]
+    rows = ["| " + " | ".join(header) + " |", "|---:|---" + "|---:" * (len(header) - 2) + "|"]
+    for class_id, name in enumerate(found["per_category_iou"]):
+        cells = [number(found[key].get(name)) for key in columns.values()]
+        cells += [share(counts.get(name, 0) / total)] if total else []
+        rows.append(f"| {class_id} | {code(name)} | " + " | ".join(cells) + " |")
+    table = "\n".join(rows)
+    if len(rows) - 2 <= _LONG_TABLE:
+        return table
+    return f"<details>\n<summary>All {len(rows) - 2} classes</summary>\n\n{table}\n\n</details>"
+
+
+def _how(facts: Facts, name: str, value: float) -> str:
+    """An IoU in words: what is missed, and what is seen where it is not."""
+    precision, recall = ((facts.results.get(f"per_category_{key}") or {}).get(name) for key in ("precision", "recall"))
+    told = ""
+    if recall is not None and precision is not None:
+        if recall < precision - 0.1:
+            told = f", since {share(1 - recall)} of its pixels are missed"
+        elif precision < recall - 0.1:
+            told = f", since {share(1 - precision)} of what is labelled so is something else"
+    elif recall is None:
+        told = ", since it is predicted where no label has it"
+    elif precision is None:
+        told = ", since it is never predicted"
+    return f"{code(name)} (IoU {value:.3f}{told})"
+
+
+def _size(resize: Any) -> str:
+    if isinstance(resize, dict) and {"height", "width"} <= set(resize):
+        return f"{resize['width']} x {resize['height']}"
+    if isinstance(resize, dict) and "shortest_edge" in resize:
+        return f"shortest side {resize['shortest_edge']}"
+    return line(resize)

@@ -1,0 +1,203 @@
+"""The sections of a card that say what the model is and how to use it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.models.auto import modeling_auto
+
+from hfseg.hub.card_facts import Facts
+from hfseg.hub.card_text import code, counted, fenced, is_repo_id, line, listing, literal, picture, repository, title
+from hfseg.models.configs import SHIPPED
+from hfseg.run_directory import SAMPLES
+
+_SHOWN_CLASSES = 30  # named in a sentence; a table has all of them
+_NAMES = {
+    "segformer": "SegFormer", "upernet": "UPerNet", "dpt": "DPT", "beit": "BEiT", "data2vec-vision": "Data2Vec-Vision",
+    "mobilenet_v2": "MobileNetV2", "mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2",
+}  # fmt: skip
+
+
+def introduction(facts: Facts, metadata: dict[str, Any]) -> str:
+    """Says what the model is, where it comes from, how good it is, and shows it.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section.
+    """
+    kind = _NAMES.get(facts.model_type) or code(facts.model_type)
+    size = f" with {_millions(facts.parameters)} parameters" if facts.parameters else ""
+    parts = [f"# {title(facts.name)}"]
+    if facts.names:
+        classes = listing([code(name) for name in facts.names], _SHOWN_CLASSES)
+        parts.append(f"A {kind} model{size} that labels every pixel of an image with one of "
+                     f"{counted(len(facts.names), 'class')}: {classes}. {_origin(facts, metadata)}".strip())
+    else:
+        parts.append(f"A {kind} model{size} for images. {_origin(facts, metadata)}".strip())
+    if facts.results and facts.results.get("mean_iou") is not None:
+        parts.append(f"On the {code(facts.protocol.get('split', 'unknown'))} split of {data_of(facts)} "
+                     f"({counted(facts.results.get('num_images', 0), 'image')}) it reaches a mean IoU of "
+                     f"**{facts.results['mean_iou']:.4f}**.")
+    elif not facts.results:
+        parts.append("No scores lie beside these weights: how good they are is not known here.")
+    if facts.samples:
+        parts.append(picture("A sample: image, truth, prediction and errors", SAMPLES, facts.samples[0]))
+    return "\n\n".join(parts)
+
+
+def usage(facts: Facts, metadata: dict[str, Any]) -> str:
+    """Shows how the model is used with hfseg, and with transformers alone.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section; the tests run both blocks.
+    """
+    name = facts.repo_id or facts.name
+    photo = "photo.jpg" if facts.channels == 3 else "scene.npy"
+    parts = ["## Usage"]
+    if not facts.repo_id:
+        parts.append(f"{code(name)} stands for the folder that holds this card, or for its repository.")
+    parts.append("With hfseg, an image of any size and kind:")
+    parts.append(fenced(f"""import hfseg
+
+segmenter = hfseg.Segmenter.from_pretrained({literal(name)})
+result = segmenter("{photo}")              # its semantic_map has the image's own size
+print(result.areas())
+result.overlay().save("overlay.png")""", "python"))
+    task = _task(facts.model_type)
+    if task is None:
+        parts.append(f"The network ({code(facts.model_type)}) is not one of transformers' own, so it needs hfseg.")
+        return "\n\n".join(parts)
+    opener, opened, size, layout = ("from PIL import Image", f'Image.open("{photo}").convert("RGB")',
+                                    "image.size[::-1]", "")
+    if facts.channels != 3:
+        opener, opened, size, layout = ("import numpy as np", f'np.load("{photo}")  # (height, width, bands)',
+                                        "image.shape[:2]", ', input_data_format="channels_last"')
+    imports = [opener, "import torch"] if opener.startswith("import") else ["import torch", opener]
+    parts.append("With transformers alone:")
+    parts.append(fenced("\n".join((*imports, f"""from transformers import AutoImageProcessor, {task}
+
+processor = AutoImageProcessor.from_pretrained({literal(name)})
+model = {task}.from_pretrained({literal(name)}).eval()
+
+image = {opened}
+inputs = processor(image, return_tensors="pt"{layout})
+with torch.inference_mode():
+    outputs = model(**inputs)
+[semantic_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=[{size}])
+print({{model.config.id2label[i]: int((semantic_map == i).sum()) for i in semantic_map.unique().tolist()}})""")),
+                        "python"))
+    return "\n\n".join(parts)
+
+
+def intended_use(facts: Facts, metadata: dict[str, Any]) -> str:
+    """Says what the model is for, and what it is not for.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section.
+    """
+    name = facts.repo_id or facts.name
+    bands = "" if facts.channels == 3 else f" with {facts.channels} bands"
+    like = f"images{bands} like those " + (f"of {data_of(facts)}" if facts.data else "it was trained on")
+    return "\n\n".join((
+        "## Intended use",
+        f"Semantic segmentation of {like}: same kind of scene, camera, scale and classes. Every pixel gets one of the "
+        "classes, also where none of them is there: the model has no answer for what it was not taught.",
+        "How it does on other images is not known. Measure it on labelled images of your own before you rely on it:",
+        fenced(f"hfseg evaluate {_shell(name)} --data YOUR_DATA", "bash"),
+        "Without such a measurement, and a person who checks, it is no basis for decisions about anyone's safety, "
+        "health or rights.",
+    ))
+
+
+def license_note(facts: Facts, metadata: dict[str, Any]) -> str:
+    """Says which license holds, and where that is stated.
+
+    Args:
+        facts: Of the run.
+        metadata: Of the card.
+
+    Returns:
+        The section.
+    """
+    said, base = metadata.get("license"), metadata.get("base_model")
+    from_base = said is not None and said == facts.training.get("license")
+    said = said if isinstance(said, list) else [said] if said else []
+    if said:
+        name = metadata.get("license_name")
+        shown = listing([code(item) for item in said]) + (f" ({code(name)})" if name else "")
+        of = f"the card of {repository(base)}" if is_repo_id(base) else "the base model's card"
+        text = f"{shown}, as {of} states." if from_base else f"{shown}."
+        if from_base and said == ["other"] and not metadata.get("license_link"):
+            text += " Its terms are in the base model's repository."
+    elif facts.random:
+        text = "Nobody has stated a license for these weights."
+    elif is_repo_id(base):
+        text = f"The card of {repository(base)} was not found to state a license, so none is stated here."
+    else:
+        text = "The base model states no license that could be found, so none is stated here."
+    return f"## License\n\n{text} The training data has terms of its own."
+
+
+def data_of(facts: Facts) -> str:
+    """Returns the data's name: a link where it is on the hub.
+
+    Args:
+        facts: Of the run.
+
+    Returns:
+        Markdown.
+    """
+    return repository(facts.dataset, "datasets/") if facts.dataset else code(facts.data or "unknown data")
+
+
+def _origin(facts: Facts, metadata: dict[str, Any]) -> str:
+    recipe, base = facts.recipe, metadata.get("base_model")
+    version = (facts.protocol.get("versions") or {}).get("hfseg")
+    by = f" by hfseg {line(version)}" if version else ""
+    if recipe is None:
+        return f"It was fine-tuned from {repository(base)}{by}." if is_repo_id(base) else ""
+    on = f" on {data_of(facts)}" if facts.data else ""
+    if facts.random:
+        return f"It was trained from random weights{on}{by}."
+    name, revision = recipe.model.name, facts.training.get("base_revision")
+    if is_repo_id(base) and name == base:
+        start = repository(base) + (f" (commit {code(str(revision)[:12])})" if revision else "")
+    elif (SHIPPED / name.removeprefix("hfseg/")).is_dir() and name.startswith("hfseg/"):
+        start = f"{code(name)}, which comes with hfseg,"
+    elif is_repo_id(base):
+        start = f"the local checkpoint {code(name)}, which comes from {repository(base)},"
+    else:
+        start = code(name)
+    return f"It was fine-tuned from {start}{on}{by}."
+
+
+def _task(model_type: str) -> str | None:
+    """The class of transformers that loads the network and gives what the processor turns into a semantic map."""
+    if model_type.startswith("hfseg"):
+        return None
+    for task, names in (("AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"),
+                        ("AutoModelForUniversalSegmentation", "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES")):
+        if model_type in getattr(modeling_auto, names, {}):
+            return task
+    return None
+
+
+def _millions(count: int) -> str:
+    return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
+
+
+def _shell(name: str) -> str:
+    import shlex
+
+    return shlex.quote(line(name))

@@ -1,0 +1,216 @@
+"""Sampling under an affine map, compiled: an image bilinearly, a map of ids by the nearest pixel.
+
+A map of places is (2, 3) float64: pixel (y, x) of the result lies at row `places[0] @ (y, x, 1)` and column
+`places[1] @ (y, x, 1)` of the source, where whole numbers are the centres of pixels. Scaling, cropping, turning and
+flipping in one, so that each pixel is computed once, and only those that are asked for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hfseg.ops.compiled import compiled
+
+_FAST = {"contract"}  # a product and a sum may be one operation
+_TIE = 1e-7  # pixels: half-way between two pixels the later one is taken, whatever the rounding of the map
+
+
+def affine_nearest(ids: np.ndarray, places: np.ndarray, outside: int, out: np.ndarray) -> np.ndarray:
+    """Takes for each pixel the id of the source's pixel whose centre is nearest.
+
+    Args:
+        ids: (H, W) integers.
+        places: (2, 3) float64.
+        outside: What stands where the source has no pixel.
+        out: (h, w) of a type that holds every id and `outside`; written.
+
+    Returns:
+        `out`.
+
+    Example:
+        >>> ids, shift = np.array([[1, 2], [3, 4]]), np.array([[1.0, 0, 0], [0, 1, 1]])
+        >>> affine_nearest(ids, shift, -1, np.empty((2, 2), np.int64))
+        array([[ 2, -1],
+               [ 4, -1]])
+    """
+    _nearest(np.ascontiguousarray(ids), places, outside, out)
+    return out
+
+
+def affine_bilinear(image: np.ndarray, places: np.ndarray, where: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Interpolates an image where asked; beyond the centres of its outermost pixels these go on.
+
+    Bytes are computed in float32 and rounded: the result differs from exact arithmetic only where that is half-way.
+
+    Args:
+        image: (H, W, C) uint8, float32 or float64.
+        places: (2, 3) float64.
+        where: (h, w) bool, which pixels to write.
+        out: (C, h, w) of the image's type, contiguous; written.
+
+    Returns:
+        `out`.
+
+    Example:
+        >>> image, between = np.array([[[10], [20]]], np.uint8), np.array([[1.0, 0, 0], [0, 1, 0.5]])
+        >>> affine_bilinear(image, between, np.ones((1, 2), bool), np.empty((1, 1, 2), np.uint8))
+        array([[[15, 20]]], dtype=uint8)
+    """
+    (top, bottom), (left, right) = (
+        (max(0, min(first - 1, side - 1)), min(side, max(last + 1, 1)))
+        for (first, last), side in zip(reach(places, where.shape), image.shape, strict=False)
+    )
+    places = places - np.array([[0, 0, top], [0, 0, left]])
+    image = np.ascontiguousarray(image[top:bottom, left:right])
+    if image.dtype != np.uint8:
+        _interpolate(image, places, where, out)
+        return out
+    words = np.empty((bottom - top, right - left), np.uint32)
+    for first in range(0, len(out), 4):
+        _pack(image, first, words)
+        _interpolate_words(words, places, where, out[first : first + 4])
+    return out
+
+
+def reach(places: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
+    """Returns which part of the source a result of some size covers, outermost edges of its pixels included.
+
+    Args:
+        places: (2, 3) float64.
+        size: (h, w) of the result.
+
+    Returns:
+        First row and the one after the last, then columns; they may lie beyond the source.
+
+    Example:
+        >>> reach(np.array([[0.5, 0, -0.25], [0, 2, 0.5]]), (4, 4))
+        [(0, 2), (0, 8)]
+    """
+    corners = np.array([[y, x, 1] for y in (-0.5, size[0] - 0.5) for x in (-0.5, size[1] - 0.5)])
+    ends = corners @ places.T + 0.5
+    return [
+        (math.floor(low + 1e-6), math.ceil(high - 1e-6)) for low, high in zip(ends.min(0), ends.max(0), strict=True)
+    ]
+
+
+@compiled(fastmath=_FAST)
+def _nearest(ids, places, outside, out):
+    height, width = ids.shape
+    rows, columns = out.shape
+    flat = ids.reshape(-1)
+    offset, inside = np.empty(columns, np.uint64), np.empty(columns, np.bool_)
+    row_step, column_step = places[0, 1], places[1, 1]
+    for y in range(rows):
+        row, column = places[0, 0] * y + places[0, 2] + (0.5 + _TIE), places[1, 0] * y + places[1, 2] + (0.5 + _TIE)
+        for x in range(columns):
+            r, c = row_step * x + row, column_step * x + column
+            inside[x] = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+            r, c = min(max(r, 0.0), height - 1.0), min(max(c, 0.0), width - 1.0)
+            offset[x] = np.int32(r) * width + np.int32(c)
+        for x in range(columns):
+            here = flat[offset[x]]
+            out[y, x] = here if inside[x] else outside
+
+
+@compiled
+def _span(where):
+    """The first wanted pixel of a row, and the one after the last."""
+    first, last = 0, len(where)
+    while first < last and not where[first]:
+        first += 1
+    while first < last and not where[last - 1]:
+        last -= 1
+    return first, last
+
+
+@compiled(fastmath=_FAST)
+def _aim(places, y, first, height, width, offset, down, across):
+    """Writes, for pixels of row y from column `first` on, which pixel of the source is the upper left one of the four
+    around the wanted place, and how far that lies below it and to the right."""
+    row_step, column_step = places[0, 1], places[1, 1]
+    row, column = places[0, 0] * y + places[0, 2], places[1, 0] * y + places[1, 2]
+    bottom, right = np.int32(max(height - 2, 0)), np.int32(max(width - 2, 0))
+    for x in range(len(offset)):
+        r = min(max(row_step * (x + first) + row, 0.0), height - 1.0)
+        c = min(max(column_step * (x + first) + column, 0.0), width - 1.0)
+        whole_r, whole_c = min(np.int32(r), bottom), min(np.int32(c), right)
+        offset[x] = whole_r * width + whole_c
+        down[x], across[x] = r - whole_r, c - whole_c
+
+
+@compiled
+def _pack(image, first, words):
+    """Packs up to four channels of bytes into a word."""
+    height, width, channels = image.shape
+    last = channels - 1
+    second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
+    for y in range(height):
+        line = image[y].reshape(-1)
+        a, b, c, d = line[first:], line[second:], line[third:], line[fourth:]
+        for x in range(width):
+            i = np.uint64(channels) * np.uint64(x)
+            words[y, x] = (
+                np.uint32(a[i]) | np.uint32(b[i]) << np.uint32(8)
+                | np.uint32(c[i]) << np.uint32(16) | np.uint32(d[i]) << np.uint32(24)
+            )  # fmt: skip
+
+
+@compiled(fastmath=_FAST)
+def _interpolate_words(words, places, where, out):
+    """Gathers the four neighbours of all pixels of a row first, whole words; then the arithmetic runs in vectors."""
+    height, width = words.shape
+    rows, columns = where.shape
+    flat = words.reshape(-1)
+    to_right, to_below = np.uint64(width > 1), np.uint64(width if height > 1 else 0)
+    offset = np.empty(columns, np.uint64)
+    down, across = np.empty(columns, np.float32), np.empty(columns, np.float32)
+    corners = np.empty((4, columns), np.uint32)
+    parts = corners.view(np.uint8)
+    for y in range(rows):
+        first, last = _span(where[y])
+        count = last - first
+        _aim(places, y, first, height, width, offset[:count], down, across)
+        for x in range(count):
+            i = offset[x]
+            corners[0, x], corners[1, x] = flat[i], flat[i + to_right]
+            i += to_below
+            corners[2, x], corners[3, x] = flat[i], flat[i + to_right]
+        for channel in range(len(out)):
+            _blend(parts[0, channel:], parts[1, channel:], parts[2, channel:], parts[3, channel:], down, across,
+                   where[y, first:last], out[channel, y, first:last])  # fmt: skip
+
+
+@compiled(fastmath=_FAST)
+def _blend(upper_left, upper_right, lower_left, lower_right, down, across, where, line):
+    """Blends every fourth byte."""
+    for x in range(len(line)):
+        a, b = np.float32(upper_left[4 * x]), np.float32(upper_right[4 * x])
+        c, d = np.float32(lower_left[4 * x]), np.float32(lower_right[4 * x])
+        upper, lower = a + (b - a) * across[x], c + (d - c) * across[x]
+        value = np.uint8(np.int32(upper + (lower - upper) * down[x] + np.float32(0.5)))
+        before = line[x]  # read in any case, or this would not run in vectors
+        line[x] = value if where[x] else before
+
+
+@compiled(fastmath=_FAST)
+def _interpolate(image, places, where, out):
+    height, width, channels = image.shape
+    rows, columns = where.shape
+    flat = image.reshape(-1)
+    to_right = np.uint64(channels if width > 1 else 0)
+    to_below = np.uint64(width * channels if height > 1 else 0)
+    offset = np.empty(columns, np.uint64)
+    down, across = np.empty(columns, image.dtype), np.empty(columns, image.dtype)
+    for y in range(rows):
+        first, last = _span(where[y])
+        _aim(places, y, first, height, width, offset[: last - first], down, across)
+        for x in range(last - first):
+            if where[y, first + x]:
+                for channel in range(channels):
+                    i = offset[x] * np.uint64(channels) + np.uint64(channel)
+                    j = i + to_below
+                    upper = flat[i] + (flat[i + to_right] - flat[i]) * across[x]
+                    lower = flat[j] + (flat[j + to_right] - flat[j]) * across[x]
+                    out[channel, y, first + x] = upper + (lower - upper) * down[x]
