@@ -17,7 +17,6 @@ from pathlib import Path
 from PIL import Image
 
 import hfseg
-from hfseg.data import load_recipe_data
 from hfseg.evaluation import Evaluator
 from hfseg.hub.card import write_card
 from hfseg.hub.card_facts import BARS, CURVE
@@ -33,7 +32,8 @@ def score_shipped(run: Path) -> None:
     """Scores the shipped checkpoint on the validation split that it was trained beside, in a copy of its folder."""
     shutil.copytree(SHIPPED / run.name, run, ignore=shutil.ignore_patterns(CARD, BARS))
     folder, recipe = RunDirectory(run), hfseg.load_recipe(str(run))
-    before, data = folder.read_json(RESULTS), load_recipe_data(recipe)
+    before = folder.read_json(RESULTS)
+    data = hfseg.load_data(recipe.data.path, scenes=100)  # as many for validation; those for training are not read
     segmenter = hfseg.Segmenter.from_pretrained(str(run))
     evaluator = Evaluator(data, data.validation, limit=recipe.data.max_eval_samples)
     results = evaluator.run(segmenter)

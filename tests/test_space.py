@@ -90,8 +90,9 @@ def test_the_wheel_says_truly_what_it_holds(wheel):
     assert not [name for name in content if "__pycache__" in name or name.startswith("tests")]
 
 
-def test_the_wheel_is_the_same_twice(wheel, tmp_path):
-    assert build_wheel(tmp_path).read_bytes() == wheel.read_bytes() and wheel.name == wheel_name()
+def test_the_wheel_is_the_same_twice(tmp_path):
+    first, second = build_wheel(tmp_path / "a"), build_wheel(tmp_path / "b")
+    assert first.read_bytes() == second.read_bytes() and first.name == wheel_name()
 
 
 def test_requirements_are_those_of_the_package():

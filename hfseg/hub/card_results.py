@@ -138,8 +138,7 @@ def speed(facts: Facts, metadata: dict[str, Any]) -> str | None:
         found.get("device")).startswith("cpu") else ""
     text = (f"**{found['milliseconds']:.1f} ms** per image{of} on {code(public(str(found.get('device', 'unknown'))))}"
             f"{threads}, {code(found.get('dtype', 'float32'))}: the median of {counted(found.get('calls', 1), 'call')} "
-            "of hfseg's `Segmenter`, one image at a time, from the decoded image to its semantic map, taken when "
-            "training had ended.")
+            "of hfseg's `Segmenter`, one image at a time, from the decoded image to its semantic map.")
     if found.get("fused"):
         text += " hfseg computed the same function with less work (`hfseg.fuse`)."
     if found.get("peak_extra_bytes"):

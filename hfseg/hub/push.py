@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from hfseg.errors import UserError
 from hfseg.hub.access import open_repo
-from hfseg.hub.card import without_paths, write_card
+from hfseg.hub.card import card_files, without_paths
 from hfseg.hub.commit import Pushed, commit
 from hfseg.hub_errors import hub_errors
 from hfseg.recipe import to_yaml
@@ -67,13 +67,12 @@ def push(
     """
     folder = Path(run).expanduser()
     check_folder(folder)
-    published(folder)  # refuses secrets before anything is made
+    files = published(folder)  # refuses secrets before anything is made
     api, repo_id = open_repo(repo_id, private=private, create_pr=create_pr, token=token, endpoint=endpoint)
     if tag:
         _check_tag(api, repo_id, tag, revision, create_pr)
-    if (folder / RESULTS).is_file() and (folder / RECIPE).is_file():
-        write_card(folder, repo_id=repo_id)
-    files = published(folder)
+    if RESULTS in files and RECIPE in files:
+        files |= card_files(folder, repo_id)[0]  # with this name in its examples; the run stays as it is
     delete = [] if create_pr else outdated(api, repo_id, files, revision)
     pushed = commit(api, repo_id, files, delete=delete, message=message or f"Model from hfseg: {folder.resolve().name}",
                     revision=revision, create_pr=create_pr, say=say)  # fmt: skip

@@ -31,6 +31,7 @@ def preupload(call: Call):
     ignore = call.json.get("gitIgnore")
     if not isinstance(ignore, str):
         ignore = text_of(db, call.hub.store.files, commit, ".gitignore")
+    attributes = text_of(db, call.hub.store.files, commit, ".gitattributes")
     told = []
     for file in call.json.get("files") or []:
         try:
@@ -44,7 +45,7 @@ def preupload(call: Call):
             raise HubError(422, error.message) from None
         there = find_entry(db, commit.tree, path)
         oid = None if there is None or there.is_folder else there.etag
-        told.append({"path": path, "uploadMode": upload_mode(path, size, sample),
+        told.append({"path": path, "uploadMode": upload_mode(path, size, sample, attributes),
                      "shouldIgnore": is_ignored(path, ignore), "oid": oid})  # fmt: skip
     return {"files": told, "commitOid": commit.oid}
 

@@ -17,6 +17,7 @@ from hfseg.hub.local.describing import describe, matches, narrowed
 from hfseg.hub.local.history import find_revision, log
 from hfseg.hub.local.names import check_name
 from hfseg.hub.local.problems import HubError
+from hfseg.hub.local.rewriting import squash_branch
 from hfseg.hub.local.store import Repo, create_repo, delete_repo, find_repo, list_repos, move_repo, now, update_repo
 from hfseg.hub.local.wire import Call, Json, Routes, page
 
@@ -179,9 +180,10 @@ def access_requests(call: Call):
     _check_gated(repo)
     query = "SELECT * FROM access WHERE repo = ? AND status = ? ORDER BY asked"
     rows = call.hub.store.read().execute(query, (repo.id, call.places["status"])).fetchall()
-    return page(call, [{"requestId": request_id(repo, row["user"]), "id": row["user"], "user": {"_id": row["user"], "user": row["user"], "fullname": row["user"],
-                        "email": None}, "timestamp": row["asked"], "status": row["status"], "fields": None}
-                       for row in rows], 1000)  # fmt: skip
+    told = [{"requestId": request_id(repo, row["user"]), "timestamp": row["asked"], "status": row["status"],
+             "user": {"user": row["user"], "fullname": row["user"], "email": None}, "fields": None}
+            for row in rows]  # fmt: skip
+    return page(call, told, 1000)
 
 
 def request_id(repo: Repo, user: str) -> str:
@@ -215,8 +217,6 @@ def handle_access_request(call: Call):
 
 @routes.on("POST", "/api/{kind}/{repo}/super-squash/{rev}")
 def squash(call: Call):
-    from hfseg.hub.local.commits import squash_branch
-
     with call.hub.store.write() as db:
         repo = find_writable(call.hub.store, call.identity, call.repo_type, call.places["repo"])
         squash_branch(db, repo, call.places["rev"], call.identity.user, str(call.json.get("message") or "Squash"))

@@ -47,7 +47,7 @@ class Operation:
     """One line of a commit.
 
     Attributes:
-        kind: `put`, `delete_file` or `delete_folder`.
+        kind: `put`, `delete` (a file, or else a folder) or `delete_folder`.
         path: Path in the repository.
         key: Of the content in `Files`, for `put`.
         size: Bytes of the content.
@@ -59,13 +59,14 @@ class Operation:
     size: int = 0
 
 
-def upload_mode(path: str, size: int, sample: bytes) -> str:
+def upload_mode(path: str, size: int, sample: bytes, attributes: str = "") -> str:
     """Says how a client sends a file: `regular` inside the commit, or `lfs` before it.
 
     Args:
         path: Path in the repository.
         size: Bytes.
         sample: The file's first bytes.
+        attributes: Text of the repository's .gitattributes, which may name more patterns.
 
     Returns:
         `lfs` for large, binary and typical weight and data files, else `regular`.
@@ -79,7 +80,9 @@ def upload_mode(path: str, size: int, sample: bytes) -> str:
     name = path.rsplit("/", 1)[-1]
     if size > REGULAR_LIMIT or _is_binary(sample):
         return "lfs"
-    return "lfs" if any(fnmatch.fnmatchcase(path if "/" in p else name, p) for p in LARGE_PATTERNS) else "regular"
+    lines = (line.split() for line in attributes.splitlines() if not line.startswith("#"))
+    patterns = [*LARGE_PATTERNS, *(line[0] for line in lines if "filter=lfs" in line[1:])]
+    return "lfs" if any(fnmatch.fnmatchcase(path if "/" in p else name, p) for p in patterns) else "regular"
 
 
 def _is_binary(sample: bytes) -> bool:
@@ -178,7 +181,7 @@ def read_operations(lines: Iterable[bytes], store: Store, repo: Repo) -> tuple[d
                 raise HubError(400, f"{path}: oid must be the SHA-256 of the file")
             operations.append(_claim(store, repo, check_path(path), oid, value.get("size")))
         elif key == "deletedFile":
-            operations.append(Operation("delete_file", check_path(path)))
+            operations.append(Operation("delete", check_path(path)))
         elif key == "deletedFolder":
             operations.append(Operation("delete_folder", check_path(path.rstrip("/")) if path.strip("/") else ""))
         else:
@@ -297,23 +300,12 @@ def _apply(db: sqlite3.Connection, repo: Repo, tree: str, operations: list[Opera
         if operation.kind == "put":
             draft.put(operation.path, add_blob(db, operation.key, operation.size))
             add_object(db, repo, operation.key, operation.size)
-        elif not getattr(draft, operation.kind)(operation.path):
-            what = "file" if operation.kind == "delete_file" else "folder"
+        elif not (operation.kind == "delete" and draft.delete_file(operation.path)) and not (
+            draft.delete_folder(operation.path)
+        ):
+            what = "file" if operation.kind == "delete" else "folder"
             raise HubError(404, f'A {what} with the name "{operation.path}" does not exist', "EntryNotFound")
     return draft.save()
-
-
-def squash_branch(db: sqlite3.Connection, repo: Repo, revision: str, author: str, message: str) -> Commit:
-    """Leaves of a branch's history one commit with the files of its head."""
-    name = branch_ref(db, repo, revision)
-    if name is None:
-        find_revision(db, repo, revision)
-        raise HubError(400, f"{revision} is no branch")
-    head = read_commit(db, repo, read_ref(db, repo, name))
-    title, _, rest = message.partition("\n")
-    commit = add_commit(db, repo, head.tree, None, author, title, rest.strip())
-    set_ref(db, repo, name, commit.oid)
-    return commit
 
 
 def merge(db: sqlite3.Connection, repo: Repo, ours: Commit, theirs: Commit, base: Commit, author: str, title: str):

@@ -8,7 +8,17 @@ import sqlite3
 from typing import Any
 
 from hfseg.hub.local.commits import Operation, add_changes, merge
-from hfseg.hub.local.history import MAIN, Commit, branch_ref, find_revision, list_files, log, read_commit, read_ref, set_ref
+from hfseg.hub.local.history import (
+    MAIN,
+    Commit,
+    branch_ref,
+    find_revision,
+    list_files,
+    log,
+    read_commit,
+    read_ref,
+    set_ref,
+)
 from hfseg.hub.local.problems import HubError
 from hfseg.hub.local.store import Repo, now
 

@@ -237,8 +237,9 @@ def _file(db: sqlite3.Connection, path: str, oid: str) -> Entry:
 
 
 def add_commit(
-    db: sqlite3.Connection, repo: Repo, tree: str, parent: str | None, author: str, title: str, message: str = ""
-) -> Commit:
+    db: sqlite3.Connection, repo: Repo, tree: str, parent: str | None, author: str, title: str, message: str = "",
+    created: str | None = None,
+) -> Commit:  # fmt: skip
     """Notes a commit; no reference points at it yet.
 
     Args:
@@ -249,11 +250,12 @@ def add_commit(
         author: User.
         title: First line of the message.
         message: The rest.
+        created: ISO time, if it is not now.
 
     Returns:
         The commit.
     """
-    created = now()
+    created = created or now()
     seconds = int(datetime.fromisoformat(created).timestamp())
     who = f"{author} <{author}@users.noreply.local> {seconds} +0000"
     lines = [f"tree {tree}", *([f"parent {parent}"] if parent else []), f"author {who}", f"committer {who}", "", title]

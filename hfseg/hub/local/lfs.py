@@ -13,12 +13,14 @@ from hfseg.hub.local.access import (
     check_may_write,
     check_signature,
     find_readable,
+    find_writable,
     sign,
 )
 from hfseg.hub.local.api_commits import blocks
 from hfseg.hub.local.commits import over_quota
 from hfseg.hub.local.history import list_files, log, refs
 from hfseg.hub.local.problems import HubError
+from hfseg.hub.local.rewriting import forget_large_files
 from hfseg.hub.local.store import Repo, add_object, find_repo, object_size, used_bytes
 from hfseg.hub.local.wire import Call, Json, Routes, page
 
@@ -122,6 +124,17 @@ def list_large(call: Call):
                             "pushedAt": commit.created, "ref": f"refs/{ref}", "size": entry.size}  # fmt: skip
                     found.setdefault(entry.sha256, told)
     return page(call, list(found.values()), 1000)
+
+
+@routes.on("POST", "/api/{kind}/{repo}/lfs-files/batch")
+def delete_large(call: Call):
+    wanted = (call.json.get("deletions") or {}).get("sha")
+    if not isinstance(wanted, list) or not all(re.fullmatch(r"[0-9a-f]{64}", str(sha)) for sha in wanted):
+        raise HubError(400, "deletions must be {sha: [SHA-256, ...]}")
+    with call.hub.store.write() as db:
+        repo = find_writable(call.hub.store, call.identity, call.repo_type, call.places["repo"])
+        forget_large_files(db, call.hub.store.files, repo, set(wanted))
+    return Json(None)
 
 
 @routes.on("POST", "/api/{kind}/{repo}/lfs-files/duplicate")

@@ -110,7 +110,7 @@ def usage(call: Call, repo: Repo, data: dict[str, Any], config: dict[str, Any], 
             parts.append(("Use it with transformers", f"from transformers import (\n    {architecture} as Model,\n)\n\n"
                           f'model = Model.from_pretrained(\n    "{name}"{argument}\n)'))  # fmt: skip
     else:
-        parts.append(("Download", f"hf download {name}{kind}{quoted} \\\n    --local-dir {folder}"))
+        parts.append(("Download", f"hf download {name}{kind}{quoted} --local-dir {folder}"))
     if repo.type == "dataset":
         parts.append(("Load it", f'from datasets import load_dataset\n\ndata = load_dataset("{name}"{argument})'))
     if repo.type == "space" and data.get("sdk", repo.data.get("sdk")) == "gradio":

@@ -66,12 +66,12 @@ button.plain:hover { text-decoration: underline; }
 form.stacked { display: grid; gap: .9rem; }
 form.stacked label { display: grid; gap: .3rem; font-weight: 600; }
 form.filter { display: flex; flex-wrap: wrap; gap: .6rem; margin: 0 0 1.4rem; }
-form.filter input { flex: 1 1 11rem; min-width: 0; }
+form.filter input { flex: 1 1 6.5rem; min-width: 0; }
 
 .badge { display: inline-block; font-size: .78rem; line-height: 1.5; padding: 0 .5em; border-radius: 5px;
-  border: 1px solid var(--line); background: var(--soft); color: var(--quiet); vertical-align: .1em;
+  border: 1px solid var(--line); background: var(--soft); color: var(--quiet); vertical-align: middle;
   max-width: 100%; overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-h1 .badge { vertical-align: middle; font-weight: 400; letter-spacing: 0; }
+h1 .badge { font-weight: 400; letter-spacing: 0; }
 .badge.private, .badge.gated { background: var(--warn-back); color: var(--warn); border-color: transparent; }
 .badge.open, .badge.added { color: var(--good); }
 .badge.closed, .badge.removed { color: var(--bad); }

@@ -185,10 +185,13 @@ def tree(call: Call):
     for entry in sorted(entries, key=lambda entry: not entry.is_folder)[:5000]:
         name, last = entry.path.rsplit("/", 1)[-1], changed.get(entry.path.rsplit("/", 1)[-1])
         url = place(repo, "tree" if entry.is_folder else "blob", revision, entry.path)
-        get = "" if entry.is_folder else link("Download", content(repo, revision, entry.path, True), download=True)
+        size = get = None
+        if not entry.is_folder:
+            size = size_text(entry.size)
+            get = link("Download", content(repo, revision, entry.path, True), download=True)
         rows.append((
             tag("td", _FOLDER if entry.is_folder else _FILE, link(name, url), class_="name"),
-            tag("td", "" if entry.is_folder else size_text(entry.size), class_="number"), tag("td", get, class_="fit wide"),
+            tag("td", size, class_="number"), tag("td", get, class_="fit wide"),
             tag("td", last and link(last.title, place(repo, "commit", last.oid)), class_="title wide"),
             tag("td", last and time_text(last.created), class_="fit wide"),
         ))  # fmt: skip

@@ -1,0 +1,604 @@
+"""The hub's pages: what strangers wrote shows as text, private repositories hide, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import re
+import time
+from html.parser import HTMLParser
+from types import SimpleNamespace
+from urllib.parse import quote, unquote, urlencode, urljoin
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from hfseg.hub.local import LocalHub
+from hfseg.hub.local.access import ANONYMOUS, sign
+from hfseg.hub.local.markdown import LONGEST, render_markdown
+from hfseg.hub.local.page_card import facts, results, tags, usage
+from hfseg.hub.local.page_files import read_header
+from hfseg.hub.local.page_parts import size_text, tag
+from hfseg.hub.local.page_session import cookie_name
+from hfseg.hub.local.store import Repo
+
+CARD_TAGS = {
+    "h2", "h3", "h4", "h5", "h6", "p", "br", "hr", "em", "strong", "s", "code", "pre", "a", "img", "span", "blockquote",
+    "ul", "ol", "li", "div", "table", "thead", "tbody", "tr", "th", "td", "details", "summary",
+}  # fmt: skip
+PAGE_TAGS = CARD_TAGS | {
+    "html", "head", "meta", "title", "link", "body", "header", "nav", "main", "footer", "section", "aside", "article",
+    "h1", "form", "input", "button", "label", "svg", "path", "rect", "time", "b", "small",
+}  # fmt: skip
+CARD_ATTRIBUTES = {"id", "class", "href", "rel", "title", "src", "alt", "loading", "start"}
+PAGE_ATTRIBUTES = CARD_ATTRIBUTES | {
+    "lang", "charset", "name", "content", "type", "action", "method", "role", "placeholder", "value", "required",
+    "autofocus", "autocomplete", "download", "datetime", "scope", "d", "viewbox", "width", "height",
+    "preserveaspectratio", "aria-label", "aria-current", "aria-hidden",
+}  # fmt: skip
+VOID = {"br", "hr", "img", "input", "link", "meta"}
+NASTY = """a"b'<i>&é 你 %2e#?.txt"""
+
+
+class Strict(HTMLParser):
+    """Reads HTML as a browser would and fails for whatever should not be in it."""
+
+    def __init__(self, tags: set[str], attributes: set[str]):
+        super().__init__(convert_charrefs=True)
+        self.tags, self.attributes, self.stack, self.links, self.images = tags, attributes, [], [], []
+        self.text = ""
+
+    def handle_starttag(self, tag, attrs):
+        assert tag in self.tags, tag
+        if tag not in VOID:
+            self.stack.append(tag)
+        for name, value in attrs:
+            assert name in self.attributes, (tag, name)
+            if name in ("href", "src", "action"):
+                scheme = re.match(r"[\s\x00-\x20]*([^/?#]*?):", value or "")
+                assert scheme is None or (name == "href" and scheme[1].lower() in ("http", "https", "mailto")), value
+                assert not re.match(r"[/\\]{2}|[\\]", value or ""), value
+                (self.images if name == "src" else self.links).append(value)
+                if name == "src":
+                    assert value.startswith("/"), value
+
+    def handle_startendtag(self, tag, attrs):
+        assert tag in VOID, tag
+        self.handle_starttag(tag, attrs)
+
+    def handle_endtag(self, tag):
+        assert self.stack and self.stack.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.text += data
+
+    def handle_comment(self, data):
+        raise AssertionError(f"a comment: {data}")
+
+    def unknown_decl(self, data):
+        raise AssertionError(data)
+
+    handle_pi = unknown_decl
+
+
+def read(html: str, tags=CARD_TAGS, attributes=CARD_ATTRIBUTES) -> Strict:
+    parser = Strict(tags, attributes)
+    parser.feed(html)
+    parser.close()
+    assert not parser.stack, parser.stack
+    return parser
+
+
+def card(text: str) -> Strict:
+    return read(render_markdown(text, "/me/net/blob/main/", "/-/me/net/resolve/main/"))
+
+
+PIECES = st.sampled_from(
+    [
+        "<script>alert(1)</script>",
+        "<img src=x onerror=alert(1)>",
+        "<svg/onload=alert(1)>",
+        "<style>*{}</style>",
+        "<!--",
+        "-->",
+        "<details>\n",
+        "</details>\n",
+        "<summary>a</summary>\n",
+        "<summary><b>x</b></summary>",
+        "<details open onclick=x>",
+        "[x](javascript:alert(1))",
+        "[x](JaVaScRiPt:alert(1))",
+        "[x](&#106;avascript:alert(1))",
+        "[x](java\tscript:a)",
+        "[x](data:text/html,<script>)",
+        "![x](data:image/svg+xml;base64,AAAA)",
+        "![x](data:image/png;base64,AA)",
+        "<javascript:a>",
+        "![x](javascript:a)",
+        "![x](https://a.b/c.png)",
+        "![x](//a.b/c.png)",
+        "![x](a/../../c.png)",
+        "![x](/\\a.b/c)",
+        "[x](//a.b)",
+        "[x](\\\\a.b)",
+        "[x](/\\a.b)",
+        "[x](vbscript:a)",
+        "[x](file:///etc/passwd)",
+        "<https://a.b/'\"<>",
+        "<a@b.c>",
+        "[![x](a.png)](https://a.b)",
+        "[x]: javascript:a\n\n[x]",
+        "[x]: a 'b\"><script>'\n\n[x]",
+        '[x](a "t\\"><b>")',
+        '```"><script>\n',
+        "~~~\n",
+        "`",
+        "``",
+        "    <!-- code -->\n",
+        "<![CDATA[",
+        "<?php ?>",
+        "<!DOCTYPE html>",
+        "&lt;script&gt;",
+        "&#x3C;b&#x3E;",
+        "\0",
+        "\u202e",
+        "| a | b |\n|:-:|--:|\n| <b> | ![](x.png) |\n",
+        "# <i>h</i> \"'\n",
+        "> ",
+        "- ",
+        "1. ",
+        "99999999999. ",
+        "***",
+        "~~a~~",
+        "  \n",
+        "\n\n",
+        "\\",
+        "[",
+        "]",
+        "(",
+        ")",
+        "![",
+        "<",
+        ">",
+        '"',
+        "'",
+        "&",
+        "=",
+        '<a href="javascript:a">',
+        "</p></div></body>",
+        "[x](<a b>)",
+        '[x](#a"b)',
+        "x:y",
+    ]
+)
+
+
+@settings(max_examples=400)
+@given(st.lists(PIECES | st.text(max_size=8), max_size=25).map("".join))
+@example("<details>\n<details>\n\n- <details>\n\n</details>\n</details>\n</details>")
+@example("[a](https://x.y/?q=1:2) <!-- <script> --> b")
+def test_only_known_elements_attributes_and_schemes_come_out_of_any_card(text):
+    card(text)
+
+
+@settings(max_examples=60)
+@given(st.text(max_size=200), st.text(max_size=20))
+def test_a_tag_gives_back_what_was_put_in(text, value):
+    text, value = (re.sub("[\r\0\ud800-\udfff]", "", each) for each in (text, value))
+    parser = HTMLParser(convert_charrefs=True)
+    seen = []
+    parser.handle_data = lambda data: seen.append(data)
+    parser.handle_starttag = lambda name, attrs: seen.append((name, attrs))
+    parser.feed(tag("p", text, title=value))
+    parser.close()
+    assert seen[0] == ("p", [("title", value)]) and "".join(seen[1:]) == text
+
+
+def test_comments_are_hidden_except_in_code():
+    shown = card("<!-- hfseg: usage 12ab -->\n\ntext <!-- a\nb --> more\n\n`<!-- c -->`\n\n```\n<!-- d -->\n```\n").text
+    assert "12ab" not in shown and "a\nb" not in shown
+    assert "text  more" in shown and "<!-- c -->" in shown and "<!-- d -->" in shown
+    assert "never closed" in card("<!-- never closed\n\nrest").text
+
+
+def test_links_and_images_stay_in_the_repository_or_lead_to_a_known_scheme():
+    seen = card(
+        "[a](docs/b.md#part) [b](../c.md) [c](#usage) [d](https://e.f) ![g](samples/h%20i.png?raw=1) [j](/me/k)\n\n"
+        "![l](https://m.n/o.png) ![p](./samples/q.png) [![r](https://s.t/u.svg)](https://v.w)\n\n## Usage\n"
+    )
+    assert seen.links == [
+        "/me/net/blob/main/docs/b.md#part",
+        "#card-usage",
+        "https://e.f",
+        "/me/k",
+        "https://m.n/o.png",
+        "https://v.w",
+    ]
+    assert seen.images == ["/-/me/net/resolve/main/samples/h%20i.png", "/-/me/net/resolve/main/samples/q.png"]
+    assert 'id="card-usage"' in render_markdown("## Usage", "/", "/")
+
+
+def test_folded_tables_of_hfsegs_own_cards_fold():
+    html = render_markdown(
+        "<details>\n<summary>All 3 classes</summary>\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n\n</details>\n\nafter",
+        "/",
+        "/",
+    )
+    assert html.index("<details><summary>All 3 classes</summary>") < html.index('<td class="right">2</td>')
+    assert html.index("</table>") < html.index("</details>") < html.index("after")
+    assert render_markdown("<details>\n\nx", "/", "/").rstrip().endswith("</details>")
+
+
+def test_a_card_cannot_keep_the_hub_busy():
+    for text in (
+        "[" * LONGEST,
+        "![" * LONGEST,
+        "> " * LONGEST,
+        "*a " * LONGEST,
+        "x" * 5_000_000,
+        "- " * LONGEST,
+        "<!--" * LONGEST,
+    ):
+        began = time.process_time()
+        read(render_markdown(text[: LONGEST + 1], "/", "/"))
+        card("".join("  " * i + "- a\n" for i in range(100)))
+        assert time.process_time() - began < 20
+
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+                    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+                    max_leaves=12)  # fmt: skip
+METRIC = st.fixed_dictionaries(
+    {}, optional={"type": JSON, "value": JSON, "name": JSON, "args": JSON | st.just({"class_id": 1})}
+)
+RESULT = st.fixed_dictionaries({}, optional={"metrics": st.lists(METRIC | JSON, max_size=8) | JSON, "dataset": JSON})
+FRONT = st.dictionaries(
+    st.sampled_from(
+        ["license", "base_model", "datasets", "tags", "pipeline_tag", "library_name", "sdk", "app_file", "widget"]
+    ),
+    JSON,
+) | st.fixed_dictionaries(
+    {
+        "model-index": JSON
+        | st.lists(JSON | st.fixed_dictionaries({"results": st.lists(RESULT | JSON, max_size=3)}), max_size=3)
+    }
+)
+
+
+@settings(max_examples=150)
+@given(data=FRONT, revision=st.text(min_size=1, max_size=10), kind=st.sampled_from(["model", "dataset", "space"]))
+def test_any_front_matter_shows(hub, data, revision, kind):
+    call = SimpleNamespace(hub=hub._hub, identity=ANONYMOUS, base="http://127.0.0.1:1")
+    repo = Repo(1, kind, "me/net", False, "auto", "", {})
+    config = {"architectures": data.get("tags")}
+    for html in (facts(call, data), tags(data), results(data), usage(call, repo, data, config, revision)):
+        read(html.encode("utf-8", "replace").decode(), PAGE_TAGS, PAGE_ATTRIBUTES)
+
+
+class Client:
+    """Asks a hub as a browser would, and reads what comes as strictly."""
+
+    def __init__(self, hub: LocalHub, cookie: str | None = None):
+        self.hub, self.cookie = hub, cookie
+
+    def __call__(self, path: str, method="GET", body: bytes | None = None, **headers):
+        connection = http.client.HTTPConnection("127.0.0.1", self.hub.port, timeout=30)
+        headers = {name.replace("_", "-"): value for name, value in headers.items()}
+        if self.cookie:
+            headers["Cookie"] = self.cookie
+        connection.request(method, path, body, headers)
+        answer = connection.getresponse()
+        answer.content = answer.read()
+        answer.text = answer.content.decode("utf-8", "replace")
+        connection.close()
+        if answer.headers.get_content_type() == "text/html":
+            answer.page = read(answer.text, PAGE_TAGS, PAGE_ATTRIBUTES)
+            policy = answer.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy and "unsafe" not in policy and "script-src" not in policy
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        return answer
+
+    def sign_in(self, token: str, **headers):
+        form = urlencode({"token": token, "next": "/me/secret"}).encode()
+        answer = self("/login", "POST", form, Content_Type="application/x-www-form-urlencoded", **headers)
+        if answer.status == 303:
+            self.cookie = answer.headers["Set-Cookie"].split(";")[0]
+        return answer
+
+
+def api(hub: LocalHub, path: str, value, token: str | None = None) -> dict:
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    answer = Client(hub)(path, "POST", body, Authorization=f"Bearer {token or hub.token}")
+    assert answer.status == 200, (path, answer.text)
+    return json.loads(answer.content)
+
+
+def commit(hub: LocalHub, repo: str, files: dict[str, bytes], title="Add", revision="main", query="", delete=()) -> str:
+    lines = [{"key": "header", "value": {"summary": title, "description": "Because *of* <b>it</b>"}}]
+    lines += [{"key": "file", "value": {"path": path, "encoding": "base64", "content": base64.b64encode(data).decode()}}
+              for path, data in files.items()]  # fmt: skip
+    lines += [{"key": "deletedFile", "value": {"path": path}} for path in delete]
+    body = b"\n".join(json.dumps(line).encode() for line in lines)
+    return api(hub, f"/api/{repo}/commit/{quote(revision, safe='')}{query}", body)["commitOid"]
+
+
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+WEIGHTS = {"head.weight": np.zeros((3, 4, 1, 1), np.float32), "head.<b>": np.zeros(3, np.float16), "steps": np.array(1)}
+CARD = """---
+license: mit
+base_model: ["me/net", "nobody/here"]
+tags: [hfseg, "<b>bold</b>"]
+model-index:
+- name: net
+  results:
+  - dataset: {name: shapes, type: shapes, split: test}
+    metrics: [{type: mean_iou, value: 0.5}, {type: iou, value: 0.25, name: IoU of disk, args: {class_id: 1}}]
+---
+<!-- hidden marker -->
+# Title <script>alert(1)</script>
+
+[recipe](recipe.yaml) ![curve](pictures/curve.png)
+"""
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        for kind, name, private in (
+            ("model", "net", False),
+            ("dataset", "data", False),
+            ("space", "app", False),
+            ("model", "secret", True),
+        ):
+            api(
+                hub,
+                "/api/repos/create",
+                {"name": name, "type": kind, "private": private, "sdk": "gradio" if kind == "space" else None},
+            )
+        commit(hub, "models/me/net", {
+            "README.md": CARD.encode(), "recipe.yaml": b"\na: 1\n<b>\n", "pictures/curve.png": PNG, "model.safetensors": save(WEIGHTS),
+            "config.json": b'{"model_type": "segformer", "architectures": ["SegformerForSemanticSegmentation"]}', NASTY: b"nasty <i>",
+            "page.html": b"<script>alert(1)</script>", "logo.svg": b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>",
+            "binary.bin": bytes(range(256)), "long.txt": "é".encode() * 150_000, "empty.txt": b"", "damaged.safetensors": b"\xff" * 64,
+        }, "First <script>")  # fmt: skip
+        commit(hub, "models/me/net", {"recipe.yaml": b"\na: 2\n<b>\n"}, "Second", delete=["empty.txt"])
+        commit(hub, "models/me/net", {"README.md": b"# Better\n"}, "Propose <i>", query="?create_pr=1")
+        api(hub, f"/api/models/me/net/branch/{quote('x/y<b>&', safe='')}", {})
+        api(hub, "/api/models/me/net/tag/main", {"tag": "v1.0"})
+        commit(hub, "models/me/secret", {"README.md": b"# Hush\n\n![p](p.png)", "p.png": PNG})
+        yield hub
+
+
+def test_every_link_on_every_page_leads_somewhere(hub):
+    ask, seen, waiting = Client(hub), set(), ["/"]
+    while waiting:
+        path = waiting.pop()
+        answer = ask(path)
+        assert answer.status in (200, 302), (path, answer.status)
+        if answer.headers.get_content_type() == "text/html":
+            assert "secret" not in answer.text and "Hush" not in answer.text
+            links = [urljoin(path, link) for link in answer.page.links + answer.page.images]
+            own = {link.split("#")[0] for link in links if link.startswith("/") and link != "/logout"}
+            waiting += sorted(own - seen)
+            seen |= own
+    known = [unquote(path) for path in seen]
+    assert len(seen) > 60 and any(NASTY in path for path in known) and any("x/y<b>&" in path for path in known)
+    assert {"/datasets/me/data", "/spaces/me/app", "/me/net/discussions/1", "/me/net/tree/refs%2Fpr%2F1", "/me"} <= seen
+
+
+def test_a_card_shows_its_facts_results_and_text(hub):
+    page = Client(hub)("/me/net").page
+    for text in (
+        "Title <script>alert(1)</script>",
+        "mit",
+        "<b>bold</b>",
+        "Results on shapes (test)",
+        "0.25",
+        "1 more, of single classes",
+        "SegformerForSemanticSegmentation as Model",
+        f"export HF_ENDPOINT={hub.url}",
+        "hfseg pull me/net",
+    ):
+        assert text in page.text, text
+    assert "hidden marker" not in page.text and hub.token not in page.text
+    assert "/-/me/net/resolve/main/pictures/curve.png" in page.images and "/me/net/blob/main/recipe.yaml" in page.links
+    assert "/me/net" in page.links and "nobody/here" in page.text and "/nobody/here" not in page.links
+    assert 'revision="v1.0"' in Client(hub)("/me/net/tree/v1.0?card=1").page.text
+
+
+def test_search_and_author_filter(hub):
+    hub.create_token("ada")
+    ask = Client(hub)
+    assert {"/me/net", "/datasets/me/data"} <= set(ask("/").page.links)
+    found = set(ask("/?search=NE+t").page.links)
+    assert "/me/net" in found and "/datasets/me/data" not in found
+    assert "Nothing fits" in ask("/?author=nobody").page.text and "/me/net" in ask("/models?author=ME").page.links
+    assert ask("/ada").status == 404
+
+
+def test_files_show_by_their_kind(hub):
+    ask = Client(hub)
+    assert "\n<b>\n" in ask("/me/net/blob/main/recipe.yaml").page.text
+    assert "<script>alert(1)</script>" in ask("/me/net/blob/main/page.html").page.text
+    assert "A binary file of 256 B" in ask("/me/net/blob/main/binary.bin").page.text
+    long = ask("/me/net/blob/main/long.txt").page.text
+    assert "The first 200 kB of 300 kB" in long and long.count("é") == 100_000
+    assert ask("/me/net/blob/main/pictures/curve.png").page.images == ["/-/me/net/resolve/main/pictures/curve.png"]
+    assert "nasty <i>" in ask(f"/me/net/blob/main/{quote(NASTY)}").page.text
+    assert ask("/me/net/blob/main/none.txt").status == 404 and ask("/me/net/tree/none").status == 404
+
+
+def test_tensors_are_those_of_the_file(hub):
+    text = Client(hub)("/me/net/blob/main/model.safetensors").page.text
+    count = sum(tensor.size for tensor in WEIGHTS.values())
+    assert f"{count} parameters in 3 tensors (12 of F32, 3 of F16, 1 of I64)" in text
+    assert "3 × 4 × 1 × 1" in text and "head.<b>" in text
+    assert "No safetensors file" in Client(hub)("/me/net/blob/main/damaged.safetensors").page.text
+
+
+@given(
+    head=st.binary(max_size=40) | JSON.map(lambda value: json.dumps(value).encode()),
+    length=st.none() | st.integers(0, 2**64 - 1),
+)
+def test_a_damaged_safetensors_header_is_refused(tmp_path_factory, head, length):
+    path = tmp_path_factory.getbasetemp() / "header.safetensors"
+    path.write_bytes((len(head) if length is None else length).to_bytes(8, "little") + head)
+    try:
+        header = read_header(path)
+    except ValueError:
+        return
+    assert header == json.loads(head) and all(isinstance(tensor, dict) for tensor in header.values())
+
+
+def test_history_tells_what_changed(hub):
+    ask = Client(hub)
+    history = ask("/me/net/commits/main").page
+    assert history.text.index("Second") < history.text.index("First <script>")
+    commits = [link for link in history.links if "/commit/" in link]
+    text = ask(commits[0]).page.text
+    assert "-a: 1" in text and "+a: 2" in text and "empty.txt" in text and "removed" in text
+    assert "README.md" not in text and "Because *of* <b>it</b>" in text
+    request = ask("/me/net/discussions/1").page.text
+    assert (
+        "Propose <i>" in request
+        and "-# Title" in request
+        and "+# Better" in request
+        and "Because of <b>it</b>" in request
+    )
+
+
+def test_private_repositories_show_only_to_who_is_signed_in(hub):
+    ask = Client(hub)
+    pages = ("/me/secret", "/me/secret/tree/main", "/me/secret/blob/main/p.png", "/me/secret/commits/main", "/me/secret/discussions",
+             "/-/me/secret/resolve/main/p.png")  # fmt: skip
+    hidden, missing = ask("/me/secret"), ask("/me/nothing")
+    assert hidden.status == missing.status == 404
+    assert hidden.text.replace("secret", "") == missing.text.replace("nothing", "")
+    answer = ask.sign_in(hub.token)
+    assert answer.status == 303 and answer.headers["Location"] == "/me/secret"
+    flags = answer.headers["Set-Cookie"].lower()
+    assert "httponly" in flags and "samesite=strict" in flags and hub.token.lower() not in flags
+    assert all(ask(path).status == 200 for path in pages) and all(Client(hub)(path).status == 404 for path in pages)
+    assert ask("/-/me/secret/resolve/main/p.png").content == PNG and "/me/secret" in ask("/").page.links
+    other = Client(hub)
+    other.sign_in(hub.create_token("eve"))
+    assert "eve" in other("/").page.text and all(other(path).status == 404 for path in pages)
+    assert "hfseg_hub_" in ask("/logout", "POST", b"").headers["Set-Cookie"]
+
+
+def test_the_cookie_opens_no_call_of_the_api(hub):
+    ask = Client(hub)
+    ask.sign_in(hub.token)
+    create = json.dumps({"name": "made-by-cookie"}).encode()
+    assert ask("/api/repos/create", "POST", create).status == 401
+    assert ask("/api/models/me/secret").status == 401 and ask("/api/whoami-v2").status == 401
+    assert ask("/me/secret/resolve/main/p.png").status == 401
+    assert ask("/api/models/me/net/tag/main", "POST", b'{"tag": "t"}').status == 401
+    assert ask("/api/repos/delete", "DELETE", b'{"name": "net"}').status == 401
+
+
+def test_only_the_hubs_own_cookies_count(hub):
+    ask = Client(hub)
+    ask.sign_in(hub.token)
+    name, value = ask.cookie.split("=", 1)
+    digest, expires, signature = value.split(".")
+    store = hub._hub.store
+    late = int(time.time()) - 1
+    for forged in (
+        f"{digest}.{int(expires) + 1}.{signature}",
+        f"{'0' * 64}.{expires}.{signature}",
+        f"{digest}.{expires}.{'0' * 64}",
+        f"{digest}.{late}.{sign(store, 'session', digest, late)}",
+        "x",
+        "",
+        f"{digest}.{expires}",
+    ):
+        assert Client(hub, f"{name}={forged}")("/me/secret").status == 404, forged
+    token = hub.create_token("me", "read")
+    reader = Client(hub)
+    reader.sign_in(token)
+    assert reader("/me/secret").status == 200 and name == cookie_name(store)
+    with store.write() as db:
+        db.execute("DELETE FROM tokens WHERE role = 'read'")
+    assert reader("/me/secret").status == 404
+
+
+def test_signing_in_refuses_wrong_tokens_other_sites_and_other_places(hub):
+    ask = Client(hub)
+    wrong = ask.sign_in("hf_wrong")
+    assert wrong.status == 401 and "does not know this token" in wrong.page.text and ask.cookie is None
+    assert ask.sign_in(hub.token, Sec_Fetch_Site="cross-site").status == 403
+    assert ask.sign_in(hub.token, Origin="http://evil.example").status == 403
+    assert ask.sign_in(hub.token, Origin=hub.url, Sec_Fetch_Site="same-origin").status == 303
+    for place in (
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example",
+        "javascript:alert(1)",
+        "/a\r\nb: c",
+        "\t//evil.example",
+    ):
+        form = urlencode({"token": hub.token, "next": place}).encode()
+        assert Client(hub)("/login", "POST", form).headers["Location"] == "/", place
+
+
+def test_no_file_of_a_stranger_is_a_page_of_this_origin(hub):
+    ask = Client(hub)
+    for prefix in ("", "/-"):
+        for name in ("page.html", "logo.svg", "README.md", "binary.bin"):
+            answer = ask(f"{prefix}/me/net/resolve/main/{name}")
+            assert answer.status == 200 and answer.headers.get_content_type() != "text/html"
+            assert (
+                "sandbox" in answer.headers["Content-Security-Policy"]
+                and "script" not in answer.headers["Content-Security-Policy"]
+            )
+            assert answer.headers["X-Content-Type-Options"] == "nosniff"
+    assert ask("/-/me/net/resolve/main/logo.svg").headers.get_content_type() == "image/svg+xml"
+
+
+def test_gated_files_stay_closed(hub):
+    api(hub, "/api/repos/create", {"name": "gated"})
+    commit(hub, "models/me/gated", {"README.md": b"# Open card\n", "w.txt": b"closed words"})
+    connection = Client(hub)(
+        "/api/models/me/gated/settings", "PUT", b'{"gated": "manual"}', Authorization=f"Bearer {hub.token}"
+    )
+    assert connection.status == 200
+    ask = Client(hub)
+    assert "Open card" in ask("/me/gated").page.text and "ask-access" in ask("/me/gated").page.text
+    assert ask("/me/gated/blob/main/w.txt").status == 401 and ask("/-/me/gated/resolve/main/w.txt").status == 401
+    assert "closed words" not in ask("/me/gated/commit/main").page.text
+    assert (
+        "closed words" in Client(hub, None)("/me/gated/blob/main/w.txt", Authorization=f"Bearer {hub.token}").page.text
+    )
+    Client(hub)("/api/repos/delete", "DELETE", b'{"name": "gated"}', Authorization=f"Bearer {hub.token}")
+
+
+def test_pages_are_kept_by_the_browser_and_missing_ones_are_pages(hub):
+    ask = Client(hub)
+    first = ask("/me/net")
+    again = ask("/me/net", If_None_Match=first.headers["ETag"])
+    assert first.headers["Cache-Control"] == "private, no-cache" and (again.status, again.content) == (304, b"")
+    for path in (
+        "/zzz",
+        "/a/b",
+        "/a/b/c/d",
+        "/datasets/a/b",
+        "/me/net/blob/main/no",
+        "/me/net/discussions/99",
+        "/me/net/commit/" + "0" * 40,
+    ):
+        answer = ask(path)
+        assert answer.status == 404 and answer.headers.get_content_type() == "text/html", path
+    for path in ("/api/zzz", "/xet/a/v1/zzz", "/v1/zzz"):  # the API's own
+        assert ask(path).headers.get_content_type() == "application/json" and ask(path, "POST", b"").status == 404, path
+
+
+def test_sizes_are_written_as_people_write_them():
+    assert [size_text(n) for n in (0, 999, 1000, 999_499, 999_600, 10**9, 123 * 10**12)] == [
+        "0 B", "999 B", "1 kB", "999 kB", "1 MB", "1 GB", "123 TB"]  # fmt: skip
