@@ -315,7 +315,7 @@ class Segmentation:
             "segments_info": self.segments_info,
         }
         files["segments"].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        _index_image(self.semantic_map, self.palette).save(files["semantic_map"])
+        index_image(self.semantic_map, self.palette).save(files["semantic_map"])
         self.overlay().save(files["overlay"])
         if self.segments is not None:
             files["segment_map"] = folder / f"{prefix}segment_map.png"
@@ -326,7 +326,7 @@ class Segmentation:
         return files
 
 
-def _index_image(ids: np.ndarray, palette: Sequence[Colour]) -> Image.Image:
+def index_image(ids: np.ndarray, palette: Sequence[Colour]) -> Image.Image:
     """Class ids as an image: 8 bits with the palette, or 16 bits without."""
     if ids.max() > 255:
         return Image.fromarray(ids.astype(np.uint16))

@@ -4,10 +4,10 @@
     pip install --target SCRATCH/extra --no-deps pytest-mock            # what their conftest.py needs
     PYTHONPATH=SCRATCH/extra python scripts/hub_conformance.py CHECKOUT [--missing CHECKOUT] [--no-xet] [-- OPTIONS]
 
-The source distribution lacks tests/conftest.py and tests/fixtures: --missing names a git checkout, of the nearest release
-that there is, to take them from. The tests are copied to a temporary folder and changed there in one place, the constants
-with the hub's address and the users' tokens. Tests marked `production` need huggingface.co and are left out. Options after
--- go to pytest.
+The source distribution lacks tests/conftest.py and tests/fixtures: --missing names a git checkout, of the nearest
+release that there is, to take them from. The tests are copied to a temporary folder and changed there in one place, the
+constants with the hub's address and the users' tokens. Tests marked `production` need huggingface.co and are left out.
+Options after -- go to pytest.
 """
 
 from __future__ import annotations

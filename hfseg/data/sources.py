@@ -292,10 +292,10 @@ def _hold_out(data: SegmentationData | StreamingSegmentationData, fraction: floa
 def _count_channels(data: SegmentationData | StreamingSegmentationData) -> int:
     """Pictures go to models of three channels; other files to models of as many as they have bands."""
     rows = next(iter(data.values()))
-    if data.streaming or isinstance(rows.features["image"], datasets.Image):
+    if isinstance((rows.features or {}).get("image"), datasets.Image):
         return 3
     try:
-        bands = look_at(rows[0]["image"]).bands
+        bands = look_at(next(iter(rows))["image"]).bands
     except BadSample:  # reading it will say why
         return 3
     return 3 if bands == 1 else bands

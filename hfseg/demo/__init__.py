@@ -15,7 +15,7 @@ from PIL import Image
 from hfseg.drawing import to_rgb
 from hfseg.errors import UserError
 from hfseg.remap import hex_colour
-from hfseg.result import Segmentation, _index_image
+from hfseg.result import Segmentation, index_image
 from hfseg.segmenter import Segmenter
 
 if TYPE_CHECKING:
@@ -181,7 +181,7 @@ def _save(result: Segmentation, folder: str) -> str:
     from gradio.processing_utils import save_bytes_to_cache
 
     buffer = io.BytesIO()
-    _index_image(result.semantic_map, result.palette).save(buffer, format="png")
+    index_image(result.semantic_map, result.palette).save(buffer, format="png")
     return save_bytes_to_cache(buffer.getvalue(), "semantic_map.png", folder)
 
 

@@ -28,8 +28,8 @@ def survey(image: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray
         (array([4.]), array([3.]), array([5.]))
     """
     channels, results = len(image), np.empty((3, len(image)))
-    first = image[:, where][:, :1]
-    _survey(image.reshape(channels, -1), where.reshape(-1), first[:, 0], results)
+    first = image[:, *np.unravel_index(where.argmax(), where.shape)]
+    _survey(image.reshape(channels, -1), where.reshape(-1), first, results)
     return tuple(results)
 
 
@@ -125,7 +125,8 @@ def _mix(image, weights, offsets, limits, out):
     taken, total = np.empty((channels, _BLOCK), weights.dtype), np.empty(_BLOCK, weights.dtype)
     for start in range(0, size, _BLOCK):
         count = min(_BLOCK, size - start)
-        taken[:, :count] = image[:, start : start + count]
+        for channel in range(channels):
+            _take(image[channel, start : start + count], taken[channel])
         for channel in range(channels):
             total[:count] = offsets[channel]
             for other in range(channels):
@@ -146,7 +147,7 @@ def _smooth(image, weights, limits, out):
             padded[:] = 0
             for k in range(taps):
                 row = abs(y + k - reach)
-                taken[:] = image[channel, min(row, 2 * (height - 1) - row)]
+                _take(image[channel, min(row, 2 * (height - 1) - row)], taken)
                 _add(taken, weights[k], padded[reach : reach + width])
             for x in range(reach):
                 padded[reach - 1 - x], padded[reach + width + x] = padded[reach + 1 + x], padded[reach + width - 2 - x]
@@ -165,15 +166,21 @@ def _sharpen(image, factor, limits, out):
         for y in range(1, height - 1):
             rows[:] = 0
             for row in range(y - 1, y + 2):
-                taken[:] = image[channel, row]
+                _take(image[channel, row], taken)
                 _add(taken, limits.dtype.type(1), rows)
-            taken[:] = image[channel, y]
+            _take(image[channel, y], taken)
             mean_share = (1 - factor) / 13
             total[:] = 0
             for k in range(3):
                 _add(rows[k:], mean_share, total)
             _add(taken[1:], factor + 4 * mean_share, total)
             _store(total, limits, out[channel, y, 1 : width - 1])
+
+
+@compiled
+def _take(values, out):
+    for i in range(len(values)):
+        out[i] = values[i]
 
 
 @compiled(fastmath=_FAST)
@@ -184,5 +191,6 @@ def _add(values, weight, total):
 
 @compiled(fastmath=_FAST)
 def _store(values, limits, out):
+    addend, low, high = limits
     for i in range(len(out)):
-        out[i] = min(max(values[i] + limits[0], limits[1]), limits[2])
+        out[i] = min(max(values[i] + addend, low), high)

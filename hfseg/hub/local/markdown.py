@@ -15,7 +15,7 @@ from markdown_it.token import Token
 
 from hfseg.hub.local.page_parts import Safe, tag
 
-LONGEST = 100_000  # characters; some texts take the parser seconds at that length
+LONGEST = 60_000  # characters; there are texts of that length that take the parser seconds
 NESTING = 40
 SCHEMES = ("http", "https", "mailto")
 _HTML = re.compile(r"(?P<comment><!--.*?-->)|(?P<fold></?details>)|<summary>(?P<summary>[^<]*)</summary>", re.S)

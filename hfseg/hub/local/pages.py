@@ -44,7 +44,7 @@ from hfseg.hub.local.store import Repo, list_repos
 from hfseg.hub.local.wire import Call, Routes
 
 routes = Routes()
-_COMMITS = 50  # on a page
+_COMMITS, _NAMES = 50, 2000  # on a page
 # Calls of the API that do not exist stay the API's to answer, and a POST to one is no wrong method of a page.
 _NOT_API = r"/(?!(?:api|xet|uploads|v[0-9])(?:/|$)|[^?]*\.git/)"
 _FOLDER = Safe('<svg class="icon folder" viewBox="0 0 16 16" aria-hidden="true"><path d="M1 3h5l2 2h7v9H1z"/></svg>')
@@ -182,7 +182,8 @@ def tree(call: Call):
     changed = last_changes(db, repo, head, path)
     rows = []
     entries = list(history.walk(db, folder.oid, f"{path}/" if path else "", recursive=False))
-    for entry in sorted(entries, key=lambda entry: not entry.is_folder)[:5000]:
+    note = tag("p", f"The first {_NAMES:,} of {len(entries):,} names.", class_="note") if len(entries) > _NAMES else ""
+    for entry in sorted(entries, key=lambda entry: not entry.is_folder)[:_NAMES]:
         name, last = entry.path.rsplit("/", 1)[-1], changed.get(entry.path.rsplit("/", 1)[-1])
         url = place(repo, "tree" if entry.is_folder else "blob", revision, entry.path)
         size = get = None
@@ -199,7 +200,7 @@ def tree(call: Call):
     bar = tag("div", revisions(call, repo, "tree", revision), crumbs(repo, revision, path),
               tag("span", size_text(total), class_="quiet right"), class_="bar")  # fmt: skip
     head_row = ("name", "size", " ", "last commit", " ")
-    return show(call, f"{path or 'Files'} · {repo.name}", head_of(call, repo, "Files", revision), bar,
+    return show(call, f"{path or 'Files'} · {repo.name}", head_of(call, repo, "Files", revision), bar, note,
                 table(head_row, rows, "list") if rows else tag("p", "No files.", class_="box quiet"))  # fmt: skip
 
 

@@ -68,7 +68,8 @@ def forget_large_files(db: sqlite3.Connection, files: Files, repo: Repo, wanted:
             db.execute("DELETE FROM commits WHERE repo = ? AND oid = ?", (repo.id, row["oid"]))
     for row in db.execute("SELECT num, data FROM discussions WHERE repo = ?", (repo.id,)).fetchall():
         data = {key: renamed.get(value, value) for key, value in json.loads(row["data"]).items()}
-        db.execute("UPDATE discussions SET data = ? WHERE repo = ? AND num = ?", (json.dumps(data), repo.id, row["num"]))
+        new = (json.dumps(data), repo.id, row["num"])
+        db.execute("UPDATE discussions SET data = ? WHERE repo = ? AND num = ?", new)
     for key in wanted:
         db.execute("DELETE FROM objects WHERE repo = ? AND key = ?", (repo.id, key))
         if db.execute("SELECT 1 FROM objects WHERE key = ?", (key,)).fetchone() is None:

@@ -1,0 +1,150 @@
+"""`hfseg models`: which networks there are, how large, and what they cost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForSemanticSegmentation
+
+from hfseg.errors import UserError
+from hfseg.models.configs import KNOWN_CONFIGS, config_errors, load_config
+from hfseg.models.families import FAMILIES
+from hfseg.models.networks import ARCHITECTURES, PREFIX
+from hfseg.models.quiet import quiet_transformers
+
+SIDE = 512
+_HUB = {"revision": None, "token": None, "trust_remote_code": False}
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """A network of the list.
+
+    Attributes:
+        name: For `model.name`.
+        family: Model type of its configuration.
+        backbone: For `model.backbone`; None where the name says it all.
+        parameters: How many, in training, with 21 classes.
+        gflops: Billions of multiplications and additions for an image of `side` pixels squared, each counted.
+        side: 512, or the only size that the network takes.
+        task: What it does.
+    """
+
+    name: str
+    family: str
+    backbone: str | None
+    parameters: int
+    gflops: float
+    side: int
+    task: str = "semantic"
+
+
+def list_models(
+    pattern: str = "",
+    *,
+    backbone: str | None = None,
+    max_parameters: float | None = None,
+    max_gflops: float | None = None,
+) -> list[ModelRow]:
+    """Builds each network without memory, and counts.
+
+    Args:
+        pattern: A part of the name, the family or the backbone.
+        backbone: Lists hfseg's own networks on this backbone, those that take it.
+        max_parameters: Leave out what has more, in millions.
+        max_gflops: Leave out what costs more.
+
+    Returns:
+        A row per network, in the order of the table of families.
+
+    Raises:
+        UserError: When nothing is left.
+
+    Example:
+        >>> [row] = list_models("lraspp")
+        >>> row.backbone, row.parameters, round(row.gflops, 1)
+        ('mobilenet_v3_large', 3221538, 4.2)
+    """
+    own = {PREFIX + name: backbone or line.backbone for name, line in ARCHITECTURES.items()}
+    names = own if backbone else {**dict.fromkeys(KNOWN_CONFIGS), **dict.fromkeys(_other_families()), **own}
+    rows, refused = [], None
+    for name, body in names.items():
+        if not backbone and pattern.lower() not in f"{name} {body or ''} {_family(name)}".lower():
+            continue
+        try:
+            row = count(name, body)
+        except UserError as error:
+            if not backbone:  # with one that is asked for, some networks cannot take it
+                raise
+            refused = error
+            continue
+        if pattern.lower() in f"{row.name} {row.family} {row.backbone or ''}".lower() and (
+            max_parameters is None or row.parameters <= max_parameters * 1e6
+        ) and (max_gflops is None or row.gflops <= max_gflops):
+            rows.append(row)
+    if not rows:
+        if refused is not None and "there is no backbone" in refused.found:
+            raise refused
+        raise UserError("no network fits", "hfseg models lists all", "ask for less: a shorter name, higher limits")
+    return rows
+
+
+def _other_families() -> list[str]:
+    return [name for name in FAMILIES if name != "segformer" and not name.startswith("hfseg_")]
+
+
+def _family(name: str) -> str:
+    own = ARCHITECTURES.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+    return own.config.model_type if own else name if name in FAMILIES else "segformer"
+
+
+def count(name: str, backbone: str | None = None) -> ModelRow:
+    """Counts one network.
+
+    Args:
+        name: For `load_model`.
+        backbone: By name, for hfseg's own.
+
+    Returns:
+        Its row.
+
+    Raises:
+        UserError: When it cannot be built.
+    """
+    config = load_config(name, name, "random", {}, _HUB, backbone=backbone)
+    config.num_labels = 21
+    size = FAMILIES[config.model_type].input_size(config) or (SIDE, SIDE)
+    log = logging.getLogger("timm")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with config_errors(name), quiet_transformers(), torch.device("meta"), torch.no_grad():
+            model = AutoModelForSemanticSegmentation.from_config(config).eval()
+            with FlopCounterMode(display=False) as flops:
+                model(pixel_values=torch.empty(1, 3, *size))
+    finally:
+        log.setLevel(level)
+    return ModelRow(name, config.model_type, backbone, sum(p.numel() for p in model.parameters()),
+                    flops.get_total_flops() / 1e9, size[0])
+
+
+def print_models(rows: Iterable[ModelRow], say: Callable[[str], None] = print) -> None:
+    """Prints rows as a table.
+
+    Args:
+        rows: From `list_models`.
+        say: Prints a line.
+    """
+    rows = list(rows)
+    width, body = (max(len(str(value or "")) for value in column) + 2 for column in (
+        ["model.name", *(row.name for row in rows)], ["model.backbone", *(row.backbone for row in rows)]))
+    say(f"{'model.name':<{width}}{'model.backbone':<{body}}{'parameters':>12}{'GFLOPs':>10}{'at':>6}  task")
+    for row in rows:
+        say(f"{row.name:<{width}}{row.backbone or '':<{body}}{row.parameters / 1e6:>10.2f} M{row.gflops:>10.1f}"
+            f"{row.side:>6}  {row.task}")
+
+
