@@ -2,10 +2,15 @@
 
     CASES = {"unet": Case("hfseg/unet", "tu-test_resnet"), ...}
 
+    @pytest.fixture(scope="module")
+    def made(tmp_path_factory):
+        with maker(CASES, tmp_path_factory) as make:
+            yield make
+
     @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
     @pytest.mark.parametrize("name", CASES)
     def test_network(name, check, made):
-        check(made(CASES[name]))
+        check(made(name))
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -87,6 +93,7 @@ class Made:
 
     def __init__(self, name: str, case: Case, folder: Path):
         self.name, self.case, self.folder = name, case, folder
+        folder.mkdir(parents=True)
         case.write(folder)
 
     @cached_property
@@ -107,6 +114,24 @@ class Made:
             if isinstance(module, (nn.Dropout, nn.Dropout2d)):
                 module.p = 0.0
         return model
+
+
+@contextmanager
+def maker(cases: dict[str, Case], tmp_path_factory) -> Iterator[Callable[[str], Made]]:
+    """Makes each case once, for all checks of a file; on one thread, which small networks are fastest on."""
+    known: dict[str, Made] = {}
+
+    def make(name: str) -> Made:
+        if name not in known:
+            known[name] = Made(name, cases[name], tmp_path_factory.mktemp("made") / name)
+        return known[name]
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield make
+    finally:
+        torch.set_num_threads(threads)
 
 
 def logits_of(model: nn.Module, pixels: Tensor) -> Tensor:

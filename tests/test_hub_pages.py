@@ -19,7 +19,7 @@ from safetensors.numpy import save
 
 from hfseg.hub.local import LocalHub
 from hfseg.hub.local.access import ANONYMOUS, sign
-from hfseg.hub.local.markdown import LONGEST, render_markdown
+from hfseg.hub.local.markdown import BRACKETS, LONGEST, render_markdown
 from hfseg.hub.local.page_card import facts, results, tags, usage
 from hfseg.hub.local.page_files import read_header
 from hfseg.hub.local.page_parts import size_text, tag
@@ -182,6 +182,7 @@ PIECES = st.sampled_from(
 @settings(max_examples=400)
 @given(st.lists(PIECES | st.text(max_size=8), max_size=25).map("".join))
 @example("<details>\n<details>\n\n- <details>\n\n</details>\n</details>\n</details>")
+@example("[x](data:image/png;base64,AA) [x](ftp://a.b) <steam:run/1> [x](tel:1)")
 @example("[a](https://x.y/?q=1:2) <!-- <script> --> b")
 def test_only_known_elements_attributes_and_schemes_come_out_of_any_card(text):
     card(text)
@@ -239,8 +240,9 @@ def test_folded_tables_of_hfsegs_own_cards_fold():
 def test_a_card_cannot_keep_the_hub_busy(piece):
     began = time.process_time()
     card((piece * LONGEST)[:LONGEST])
-    assert time.process_time() - began < 15  # 3 on a quiet core
-    assert "This text is long" in card((piece * LONGEST)[: LONGEST + 1]).text
+    card((piece * BRACKETS)[:LONGEST])
+    assert time.process_time() - began < 8  # 2 on a quiet core
+    assert "too much to lay out" in card((piece * LONGEST)[:LONGEST] + "x").text
 
 
 def test_deep_lists_do_not_break_the_page():
@@ -330,7 +332,7 @@ PNG = base64.b64decode(
 WEIGHTS = {"head.weight": np.zeros((3, 4, 1, 1), np.float32), "head.<b>": np.zeros(3, np.float16), "steps": np.array(1)}
 CARD = """---
 license: mit
-base_model: ["me/net", "nobody/here"]
+base_model: ["me/net", "nobody/here", "\\ud800"]
 tags: [hfseg, "<b>bold</b>"]
 model-index:
 - name: net
@@ -424,7 +426,8 @@ def test_search_and_author_filter(hub):
 
 def test_files_show_by_their_kind(hub):
     ask = Client(hub)
-    assert "\n<b>\n" in ask("/me/net/blob/main/recipe.yaml").page.text
+    # The first line is empty; HTML drops the first line break of a pre.
+    assert '<pre class="text">\n\na: 2\n&lt;b&gt;\n</pre>' in ask("/me/net/blob/main/recipe.yaml").text
     assert "<script>alert(1)</script>" in ask("/me/net/blob/main/page.html").page.text
     assert "A binary file of 256 B" in ask("/me/net/blob/main/binary.bin").page.text
     long = ask("/me/net/blob/main/long.txt").page.text
@@ -456,6 +459,14 @@ def test_a_damaged_safetensors_header_is_refused(tmp_path_factory, head, length)
     assert header == json.loads(head) and all(isinstance(tensor, dict) for tensor in header.values())
 
 
+@pytest.mark.parametrize("shape", [["x"], [-1], [True], [1.5], [1 << 60], [1] * 20, 3, None])
+def test_a_shape_that_is_none_is_refused(tmp_path, shape):
+    head = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(head).to_bytes(8, "little") + head)
+    with pytest.raises(ValueError, match="no dtype and shape for a"):
+        read_header(tmp_path / "a.safetensors")
+
+
 def test_history_tells_what_changed(hub):
     ask = Client(hub)
     history = ask("/me/net/commits/main").page
@@ -485,7 +496,9 @@ def test_private_repositories_show_only_to_who_is_signed_in(hub):
     flags = answer.headers["Set-Cookie"].lower()
     assert "httponly" in flags and "samesite=strict" in flags and hub.token.lower() not in flags
     assert all(ask(path).status == 200 for path in pages) and all(Client(hub)(path).status == 404 for path in pages)
-    assert ask("/-/me/secret/resolve/main/p.png").content == PNG and "/me/secret" in ask("/").page.links
+    picture = ask("/-/me/secret/resolve/main/p.png")
+    assert picture.content == PNG and picture.headers["Cross-Origin-Resource-Policy"] == "same-origin"
+    assert picture.headers["Cache-Control"] == "private, no-cache" and "/me/secret" in ask("/").page.links
     other = Client(hub)
     other.sign_in(hub.create_token("eve"))
     assert "eve" in other("/").page.text and all(other(path).status == 404 for path in pages)

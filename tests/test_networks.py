@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from model_tester import CHECKS, Case, Made
+from model_tester import CHECKS, Case, maker
 
 RESNET, MOBILE = "tu-test_resnet", "mobilenet_v3_small"
 NARROW = {"options": {"decoder_channels": [16, 16, 8, 8, 8]}}
@@ -35,14 +35,8 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    known: dict[str, Made] = {}
-
-    def make(name: str) -> Made:
-        if name not in known:
-            known[name] = Made(name, CASES[name], tmp_path_factory.mktemp(name))
-        return known[name]
-
-    return make
+    with maker(CASES, tmp_path_factory) as make:
+        yield make
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,27 +1,28 @@
-"""What is done to a training image and its semantic map, jointly, with torchvision.transforms.v2's kernels.
+"""What is done to a training image and its semantic map, jointly.
 
-Three rules. The image is resampled bilinearly (antialiased) and the map by nearest, about the same pixel
-centres, and nothing is ever invented in a map: its ids come out exact, and what lies outside the image or was
-erased is ignored, with the mean in the image. Every draw comes from torch's global generator, so that a
-sample is a function of its seed alone. Cheap things come first: the crop is taken before it is resized, and
-colours change in one multiplication. Images stay bytes and maps narrow integers; numpy does what torch does slowly
-on bytes.
+Three rules. The image is sampled bilinearly (antialiased) and the map by nearest, at the same places, and nothing is
+ever invented in a map: its ids come out exact, and what lies outside the image or was erased is ignored, with the mean
+in the image. One number from torch's global generator seeds every draw: a sample is a function of its seed alone.
+Scaling, cropping, turning and flipping are one affine map, so that each pixel is computed once and none for nothing;
+colours change in one multiplication. Images stay bytes and maps narrow integers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import random
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-from hfseg.data.pixels import blur, in_unit_range, packed, put, recolour, resize_map, rotate, sharpen, workable
+from hfseg.data.pixels import autocontrast, blur, equalize, recolour, resize_map, sample, working_type
 from hfseg.errors import UserError, one_of
+from hfseg.ops.affine import affine_nearest
+from hfseg.ops.colour import sharpen
 from hfseg.recipe import AugmentConfig
 
 OFF = {
@@ -122,7 +123,7 @@ def resize(
         (torch.Size([3, 180, 240]), torch.Size([180, 240]))
     """
     image = F.resize(
-        workable(image), [image_size] if isinstance(image_size, int) else list(image_size), antialias=True
+        image.to(working_type(image.dtype)), [image_size] if isinstance(image_size, int) else list(image_size), antialias=True
     )
     return image, None if semantic_map is None else resize_map(semantic_map, *image.shape[-2:])
 
@@ -130,7 +131,7 @@ def resize(
 class Augmentation:
     """Augments an image and its semantic map jointly, as a recipe declares.
 
-    Every draw comes from torch's global generator, which the caller seeds; no call remembers another.
+    A number from torch's global generator, which the caller seeds, seeds every draw; no call remembers another.
 
     Args:
         config: The recipe's `augment` section; empty fields come from its preset.
@@ -160,7 +161,7 @@ class Augmentation:
         self.config = resolve(config)
         self.size = size
         self.ignore_index = ignore_index
-        self.mean = [float(value) for value in mean]
+        self.mean = np.array(mean, np.float64)
         self.rare_classes = list(rare_classes)
 
     def __call__(
@@ -178,57 +179,72 @@ class Augmentation:
         """
         config, stored = self.config, semantic_map.numpy().dtype
         size = self.size or tuple(image.shape[-2:])
-        image, semantic_map = self._place(image, semantic_map, size, rare=_chance(config.rare_class_crop))
-        if _chance(config.copy_paste) and other is not None and self.rare_classes:
-            other_image, other_map = self._place(*(other() if callable(other) else other), size, rare=True)
-            ids, other_ids = semantic_map.numpy(), other_map.numpy()
-            pasted = np.logical_or.reduce([other_ids == k for k in self.rare_classes]) & (ids != OUTSIDE)
-            image, semantic_map = put(image, other_image, pasted), put(semantic_map, other_map, pasted)
-        image = self._recolour(image)
-        if _chance(config.cutout):
-            semantic_map = _erase(semantic_map)
-        ids = semantic_map.numpy()
+        draw = random.Random(int(torch.randint(2**62, ())))  # a draw of torch's takes ten times as long
+        ids, places = self._place(draw, semantic_map, size, rare=draw.random() < config.rare_class_crop)
+        shown = ids != OUTSIDE
+        layers = [(image, places, shown)]
+        if draw.random() < config.copy_paste and other is not None and self.rare_classes:
+            other_image, other_map = other() if callable(other) else other
+            other_ids, other_places = self._place(draw, other_map, size, rare=True)
+            pasted = np.logical_or.reduce([other_ids == k for k in self.rare_classes]) & shown
+            np.copyto(ids, other_ids, where=pasted)
+            layers = [(image, places, shown & ~pasted), (other_image, other_places, pasted)]
+        fill = self._fill(image)
+        pixels = np.empty((len(fill), *size), fill.dtype)
+        pixels[:] = fill
+        for layer in layers:
+            sample(*layer, out=pixels)
+        if shown.any():
+            pixels = self._recolour(draw, pixels, shown)
+        if draw.random() < config.cutout:
+            _erase(draw, ids)
         outside = ids == OUTSIDE
         ids = ids.astype(stored)
         if outside.any():
-            image = put(image, self._fill(image), outside)
+            np.copyto(pixels, fill, where=outside)
             ids[outside] = self.ignore_index
-        return image.contiguous(), torch.from_numpy(ids)
+        return torch.from_numpy(pixels), torch.from_numpy(ids)
 
-    def _place(self, image: Tensor, semantic_map: Tensor, size: tuple[int, int], rare: bool) -> Pair:
-        """Scales, crops, rotates and flips; the map gets a signed type, for OUTSIDE beyond the image."""
-        config = self.config
-        image = workable(image)
-        scale, angle = _uniform(*config.scale), _uniform(-config.rotation, config.rotation)
-        # More is cut out before a rotation, so that the corners show the image where there is one.
-        cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-        turned = [max(a, math.ceil(a * cos + b * sin - 1e-6)) for a, b in (size, size[::-1])]
+    def _place(
+        self, draw: random.Random, semantic_map: Tensor, size: tuple[int, int], rare: bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Draws scale, crop, angle and flips. Returns the map of `size`, of a signed type with OUTSIDE beyond the
+        image, and for `sample` the places of its pixels in the image."""
+        config, ids = self.config, semantic_map.numpy()
+        scale, angle = draw.uniform(*config.scale), math.radians(draw.uniform(-config.rotation, config.rotation))
         window = [max(1, round(side / scale)) for side in size]
-        larger = [max(1, round(side / scale)) for side in turned]
-        corner = self._corner(semantic_map, window, rare)
-        corner = [c - (b - a) // 2 for c, a, b in zip(corner, window, larger, strict=True)]
-        image, semantic_map = self._cut(image, semantic_map, corner, larger, turned)
-        if angle:
-            image, semantic_map = rotate(image, semantic_map, angle, size)
-        for probability, axis in ((config.horizontal_flip, -1), (config.vertical_flip, -2)):
-            if _chance(probability):
-                image, semantic_map = image.flip(axis), semantic_map.flip(axis)
-        return image, semantic_map
+        corner = self._corner(draw, ids, window, rare)
+        flips = [-1 if draw.random() < p else 1 for p in (config.vertical_flip, config.horizontal_flip)]
+        step, start = np.empty(2), np.empty(2)  # place in the image = step * (pixel of the upright crop + 1/2) + start
+        for axis, (full, side, length, at) in enumerate(zip(ids.shape, size, window, corner, strict=True)):
+            if length <= full:
+                step[axis], start[axis] = length / side, at - 0.5
+            else:  # all of the image lies in the crop, on whole pixels of it
+                within = max(1, round(full * side / length))
+                step[axis] = full / within
+                start[axis] = -min(round(-at * side / length), side - within) * step[axis] - 0.5
+        cos, sin = math.cos(angle), math.sin(angle)
+        turn = np.array([[cos, sin], [-sin, cos]]) * flips  # against the clock, about the middle
+        middle = (np.array(size) - 1) / 2
+        places = np.column_stack([turn, middle + 0.5 - turn @ middle]) * step[:, None]
+        places[:, 2] += start
+        out = np.empty(size, _SIGNED.get(ids.dtype, ids.dtype))
+        return affine_nearest(ids, places, OUTSIDE, out), places
 
-    def _corner(self, semantic_map: Tensor, window: list[int], rare: bool) -> list[int]:
+    def _corner(self, draw: random.Random, ids: np.ndarray, window: list[int], rare: bool) -> list[int]:
         """Draws the top left corner of the crop, the best of up to MAX_DRAWS; negative in a smaller image."""
-        limit, ids = self.config.max_class_share, semantic_map.numpy()
+        limit = self.config.max_class_share
         room = [side - size for side, size in zip(ids.shape, window, strict=True)]
         rare_here = [k for k in self.rare_classes if (ids == k).any()] if rare else []
         best, best_share = [0, 0], math.inf
         for _ in range(MAX_DRAWS):
             if rare_here:
-                place = int(_pick(np.flatnonzero(ids == _pick(rare_here))))
-                spread = (round(_uniform(0.25, 0.75) * size) for size in window)
+                place = int(draw.choice(np.flatnonzero(ids == draw.choice(rare_here))))
+                spread = (round(draw.uniform(0.25, 0.75) * size) for size in window)
                 corner = [at - back for at, back in zip(divmod(place, ids.shape[1]), spread, strict=True)]
                 corner = [min(max(at, min(0, r)), max(0, r)) for at, r in zip(corner, room, strict=True)]
             else:
-                corner = [_integer(min(0, r), max(0, r)) for r in room]
+                corner = [draw.randint(min(0, r), max(0, r)) for r in room]
             if limit >= 1 or max(room) <= 0:  # no limit, or the whole image whatever the draw
                 return corner
             top, left = (max(0, c) for c in corner)
@@ -248,79 +264,34 @@ class Augmentation:
         total = int(counts.sum())
         return int(counts.max()) / total if total else 1.0
 
-    def _cut(
-        self, image: Tensor, semantic_map: Tensor, corner: list[int], window: list[int], size: list[int]
-    ) -> Pair:
-        """Cuts the window out, resizes it to `size`, and pads where it reaches beyond the image."""
-        inside, target = [], []
-        for start, length, full, side in zip(corner, window, semantic_map.shape, size, strict=True):
-            first, last = max(0, start), min(full, start + length)
-            begin, end = (round((at - start) * side / length) for at in (first, last))
-            begin = min(begin, side - 1)
-            inside.append(slice(first, last))
-            target.append((begin, max(end, begin + 1)))
-        (top, bottom), (left, right) = target
-        image = F.resize(packed(image[:, *inside]), [bottom - top, right - left], antialias=True)
-        ids = resize_map(semantic_map[*inside], bottom - top, right - left).numpy()
-        ids = ids.astype(_SIGNED.get(ids.dtype, ids.dtype))
-        if [bottom - top, right - left] == size:
-            return image.contiguous(), torch.from_numpy(ids)
-        padded = torch.empty(len(image), *size, dtype=image.dtype)
-        for channel, value in zip(padded, self._fill(image).flatten().tolist(), strict=True):
-            channel.fill_(value)
-        padded.numpy()[:, top:bottom, left:right] = image.numpy()
-        padded_ids = np.full(size, OUTSIDE, ids.dtype)
-        padded_ids[top:bottom, left:right] = ids
-        return padded, torch.from_numpy(padded_ids)
-
-    def _recolour(self, image: Tensor) -> Tensor:
+    def _recolour(self, draw: random.Random, image: np.ndarray, shown: np.ndarray) -> np.ndarray:
         config = self.config
         if config.photometric > 0:
             strength = config.photometric
-            brightness, contrast, saturation = (1 + strength * _uniform(-0.5, 0.5) for _ in range(3))
-            image = recolour(image, brightness, contrast, saturation, turn=strength * _uniform(-0.3, 0.3))
-        if _chance(config.autocontrast):
-            image = in_unit_range(image, F.autocontrast)
-        if _chance(config.equalize):
-            image = in_unit_range(image, F.equalize)
-        if _chance(config.blur):
-            sigma = _uniform(0.3, 1.5)
+            brightness, contrast, saturation = (1 + strength * draw.uniform(-0.5, 0.5) for _ in range(3))
+            image = recolour(image, shown, brightness, contrast, saturation, turn=strength * draw.uniform(-0.3, 0.3))
+        if draw.random() < config.autocontrast:
+            image = autocontrast(image, shown)
+        if draw.random() < config.equalize:
+            image = equalize(image, shown)
+        if draw.random() < config.blur:
+            sigma = draw.uniform(0.3, 1.5)
             reach = math.ceil(2 * sigma)
             if reach < min(image.shape[-2:]):  # else there is nothing to reflect at the border
                 image = blur(image, sigma, reach)
-        if _chance(config.sharpen):
-            image = sharpen(image, _uniform(1.5, 3.0))
+        if draw.random() < config.sharpen:
+            image = sharpen(image, draw.uniform(1.5, 3.0))
         return image
 
-    def _fill(self, image: Tensor) -> Tensor:
-        """The mean as (C, 1, 1), of the image's type."""
-        mean = torch.tensor(self.mean, dtype=torch.float64)
-        mean = mean if image.is_floating_point() else mean.round()
-        return mean.to(image.dtype).expand(image.shape[0])[:, None, None]
+    def _fill(self, image: Tensor) -> np.ndarray:
+        """The mean as (C, 1, 1), of the type that the image is worked on in."""
+        mean = self.mean if image.dtype != torch.uint8 else self.mean.round()
+        return torch.from_numpy(mean).to(working_type(image.dtype)).expand(len(image))[:, None, None].numpy()
 
 
-def _erase(semantic_map: Tensor) -> Tensor:
+def _erase(draw: random.Random, ids: np.ndarray) -> None:
     """Marks a rectangle of 2 to 15 % of the area as OUTSIDE."""
-    shape = semantic_map.shape
-    side, aspect = math.sqrt(_uniform(0.02, 0.15)), 2 ** _uniform(-0.5, 0.5)
-    sizes = [max(1, round(length * side * x)) for length, x in zip(shape, (aspect, 1 / aspect), strict=True)]
-    top, left = (_integer(0, length - size) for length, size in zip(shape, sizes, strict=True))
-    semantic_map = semantic_map.clone()
-    semantic_map[top : top + sizes[0], left : left + sizes[1]] = OUTSIDE
-    return semantic_map
-
-
-def _uniform(low: float, high: float) -> float:
-    return low + (high - low) * torch.rand(()).item()
-
-
-def _integer(low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, ()))
-
-
-def _chance(probability: float) -> bool:
-    return _uniform(0, 1) < probability
-
-
-def _pick(rows: Sequence) -> Any:
-    return rows[_integer(0, len(rows) - 1)]
+    side, aspect = math.sqrt(draw.uniform(0.02, 0.15)), 2 ** draw.uniform(-0.5, 0.5)
+    sizes = [max(1, round(length * side * x)) for length, x in zip(ids.shape, (aspect, 1 / aspect), strict=True)]
+    top, left = (draw.randint(0, length - size) for length, size in zip(ids.shape, sizes, strict=True))
+    ids[top : top + sizes[0], left : left + sizes[1]] = OUTSIDE

@@ -18,6 +18,7 @@ _PANELS = 4  # in the card; the run may hold more
 _FEW = 1e-3  # of the labelled pixels: a class with less is named as one with few
 _WORST, _PAIRS = 5, 5
 _LEAST_CONFUSED = 0.01  # of a class's pixels
+_BUSY = 1.25  # processes that want to run, per core
 COLUMNS = {
     "IoU": "per_category_iou", "precision": "per_category_precision", "recall": "per_category_recall",
     "F1 / Dice": "per_category_f1",
@@ -115,7 +116,7 @@ def evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if views := protocol.get("test_time_augmentation"):
         words.append(f"Probabilities are averaged over views of the image: {listing([code(view) for view in views])}.")
     recorded = {key: value for key, value in public(protocol).items() if value is not None}
-    text = yaml.safe_dump(json.loads(json.dumps(recorded)), sort_keys=False, allow_unicode=True, width=1000)
+    text = yaml.safe_dump(json.loads(json.dumps(recorded)), sort_keys=False, allow_unicode=True, width=88)
     return "\n\n".join(("## Evaluation protocol", *words, fenced(text, "yaml")))
 
 
@@ -139,6 +140,8 @@ def speed(facts: Facts, metadata: dict[str, Any]) -> str | None:
     text = (f"**{found['milliseconds']:.1f} ms** per image{of} on {code(public(str(found.get('device', 'unknown'))))}"
             f"{threads}, {code(found.get('dtype', 'float32'))}: the median of {counted(found.get('calls', 1), 'call')} "
             "of hfseg's `Segmenter`, one image at a time, from the decoded image to its semantic map.")
+    if _number(found, "load") > _BUSY * max(1.0, _number(found, "cores")):
+        text += " The machine was busy with other work at the time, so this is slower than it can be."
     if found.get("fused"):
         text += " hfseg computed the same function with less work (`hfseg.fuse`)."
     if found.get("peak_extra_bytes"):
@@ -214,6 +217,10 @@ def _how(facts: Facts, name: str, value: float) -> str:
     elif precision is None:
         told = ", since it is never predicted"
     return f"{code(name)} (IoU {value:.3f}{told})"
+
+
+def _number(found: dict, key: str) -> float:
+    return found[key] if isinstance(found.get(key), (int, float)) else 0.0
 
 
 def _size(resize: Any) -> str:

@@ -67,7 +67,8 @@ def usage(facts: Facts, metadata: dict[str, Any]) -> str:
     parts.append(fenced(f"""import hfseg
 
 segmenter = hfseg.Segmenter.from_pretrained({literal(name)})
-result = segmenter("{photo}")              # its semantic_map has the image's own size
+result = segmenter("{photo}")
+print(result.semantic_map.shape)  # the image's own size
 print(result.areas())
 result.overlay().save("overlay.png")""", "python"))
     task = _task(facts.model_type)
@@ -90,8 +91,10 @@ image = {opened}
 inputs = processor(image, return_tensors="pt"{layout})
 with torch.inference_mode():
     outputs = model(**inputs)
-[semantic_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=[{size}])
-print({{model.config.id2label[i]: int((semantic_map == i).sum()) for i in semantic_map.unique().tolist()}})""")),
+sizes = [{size}]
+[semantic_map] = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+for class_id in semantic_map.unique().tolist():
+    print(model.config.id2label[class_id], int((semantic_map == class_id).sum()), "pixels")""")),
                         "python"))
     return "\n\n".join(parts)
 

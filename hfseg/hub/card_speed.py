@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import statistics
 import time
@@ -27,7 +28,8 @@ def measure_speed(segmenter: Segmenter, image: np.ndarray | Sequence[np.ndarray]
 
     Returns:
         `milliseconds`: median per image; `image_size`: [height, width] of the median image; `calls`, `images`,
-        `device`, `threads`, `dtype`, `fused`; `peak_extra_bytes` on CUDA devices only: there the allocator counts
+        `device`, `threads`, `dtype`, `fused`; `load` and `cores`: how many processes wanted to run in the last minute,
+        on how many cores, where the system tells; `peak_extra_bytes` on CUDA devices only: there the allocator counts
         what a call takes, while a process that has just trained holds memory that a call takes again, uncounted.
 
     Example:
@@ -65,6 +67,8 @@ def measure_speed(segmenter: Segmenter, image: np.ndarray | Sequence[np.ndarray]
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "fused": bool(getattr(segmenter.model, "fuse_report", None)),
     }  # fmt: skip
+    if hasattr(os, "getloadavg"):
+        facts |= {"load": round(os.getloadavg()[0], 1), "cores": os.cpu_count()}
     return {**facts, "peak_extra_bytes": peak} if device.type == "cuda" else facts
 
 

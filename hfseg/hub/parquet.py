@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm.auto import tqdm
 
-from hfseg.data.images import ARRAY_SUFFIXES, Sample, look_at, read_row
+from hfseg.data.images import ARRAY_SUFFIXES, Sample, read_row
 from hfseg.data.sources import SegmentationData, StreamingSegmentationData
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
@@ -82,7 +82,7 @@ def write_splits(
         UserError: When nothing of a split can be.
     """
     names = split_names(data)
-    channels = _channels(data)
+    channels = data.channels
     lengths = {key: _length(rows, (limits or {}).get(key)) for key, rows in data.items()}
     total = None if None in lengths.values() else sum(lengths.values())
     written = []
@@ -185,15 +185,6 @@ def _check_picture(stored: Mapping[str, Any], name: str) -> None:
     except Exception as error:  # PIL raises whatever a strange file leads it to
         raise BadSample(name, "no picture that PIL opens, among others that are", "one kind of image in a data set",
                         "push the two kinds as two data sets") from error
-
-
-def _channels(data: Data) -> int:
-    """How many channels to decode; of a stream `load_data` has not looked at the first image."""
-    rows = next(iter(data.values()))
-    if not data.streaming or isinstance(rows.features["image"], datasets.Image):
-        return data.channels
-    bands = look_at(next(iter(rows))["image"]).bands
-    return 3 if bands == 1 else bands
 
 
 def _length(rows: Any, limit: int | None) -> int | None:

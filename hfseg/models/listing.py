@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForSemanticSegmentation
+from transformers.initialization import meta_device_safe_creation_ops
 
 from hfseg.errors import UserError
 from hfseg.models.configs import KNOWN_CONFIGS, config_errors, load_config
@@ -73,7 +74,7 @@ def list_models(
     names = own if backbone else {**dict.fromkeys(KNOWN_CONFIGS), **dict.fromkeys(_other_families()), **own}
     rows, refused = [], None
     for name, body in names.items():
-        if not backbone and pattern.lower() not in f"{name} {body or ''} {_family(name)}".lower():
+        if pattern.lower() not in f"{name} {body or ''} {_family(name)}".lower():
             continue
         try:
             row = count(name, body)
@@ -82,9 +83,8 @@ def list_models(
                 raise
             refused = error
             continue
-        if pattern.lower() in f"{row.name} {row.family} {row.backbone or ''}".lower() and (
-            max_parameters is None or row.parameters <= max_parameters * 1e6
-        ) and (max_gflops is None or row.gflops <= max_gflops):
+        small = max_parameters is None or row.parameters <= max_parameters * 1e6
+        if small and (max_gflops is None or row.gflops <= max_gflops):
             rows.append(row)
     if not rows:
         if refused is not None and "there is no backbone" in refused.found:
@@ -123,7 +123,8 @@ def count(name: str, backbone: str | None = None) -> ModelRow:
     log.setLevel(logging.ERROR)
     try:
         with config_errors(name), quiet_transformers(), torch.device("meta"), torch.no_grad():
-            model = AutoModelForSemanticSegmentation.from_config(config).eval()
+            with meta_device_safe_creation_ops():
+                model = AutoModelForSemanticSegmentation.from_config(config).eval()
             with FlopCounterMode(display=False) as flops:
                 model(pixel_values=torch.empty(1, 3, *size))
     finally:

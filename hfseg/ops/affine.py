@@ -58,16 +58,11 @@ def affine_bilinear(image: np.ndarray, places: np.ndarray, where: np.ndarray, ou
         >>> affine_bilinear(image, between, np.ones((1, 2), bool), np.empty((1, 1, 2), np.uint8))
         array([[[15, 20]]], dtype=uint8)
     """
-    (top, bottom), (left, right) = (
-        (max(0, min(first - 1, side - 1)), min(side, max(last + 1, 1)))
-        for (first, last), side in zip(reach(places, where.shape), image.shape, strict=False)
-    )
-    places = places - np.array([[0, 0, top], [0, 0, left]])
-    image = np.ascontiguousarray(image[top:bottom, left:right])
+    image = np.ascontiguousarray(image)
     if image.dtype != np.uint8:
         _interpolate(image, places, where, out)
         return out
-    words = np.empty((bottom - top, right - left), np.uint32)
+    words = np.empty(image.shape[:2], np.uint32)
     for first in range(0, len(out), 4):
         _pack(image, first, words)
         _interpolate_words(words, places, where, out[first : first + 4])

@@ -95,7 +95,7 @@ def sharpen(image: np.ndarray, factor: float) -> np.ndarray:
         limits[1:] = image.min(), image.max()
     out = image.copy()
     if min(image.shape[1:]) > 2:
-        _sharpen(image, exact(factor), limits, out)
+        _sharpen(image, np.array([1, (1 - factor) / 13, factor + 4 * (1 - factor) / 13], exact), limits, out)
     return out
 
 
@@ -107,13 +107,14 @@ def _exact(image: np.ndarray) -> tuple[type, np.ndarray]:
 
 @compiled(fastmath=_FAST)
 def _survey(image, where, start, results):
+    count = where.sum()
     for channel in range(len(image)):
-        values, total, count = image[channel], 0.0, 0
+        values = image[channel]
+        total = 0 * values[0]  # a whole number for bytes
         least = most = start[channel]
         for i in range(len(where)):
             value = values[i]
-            total += np.float64(value) if where[i] else 0.0
-            count += where[i]
+            total += value if where[i] else 0
             least = value if where[i] & (value < least) else least
             most = value if where[i] & (value > most) else most
         results[0, channel], results[1, channel], results[2, channel] = total / count, least, most
@@ -122,17 +123,15 @@ def _survey(image, where, start, results):
 @compiled(fastmath=_FAST)
 def _mix(image, weights, offsets, limits, out):
     channels, size = image.shape
-    taken, total = np.empty((channels, _BLOCK), weights.dtype), np.empty(_BLOCK, weights.dtype)
+    total = np.empty(_BLOCK, weights.dtype)
     for start in range(0, size, _BLOCK):
-        count = min(_BLOCK, size - start)
+        stop = min(start + _BLOCK, size)
         for channel in range(channels):
-            _take(image[channel, start : start + count], taken[channel])
-        for channel in range(channels):
-            total[:count] = offsets[channel]
+            total[:] = offsets[channel]
             for other in range(channels):
                 if weights[channel, other] != 0:
-                    _add(taken[other], weights[channel, other], total[:count])
-            _store(total, limits, out[channel, start : start + count])
+                    _add(image[other, start:stop], weights[channel, other], total)
+            _store(total, limits, out[channel, start:stop])
 
 
 @compiled(fastmath=_FAST)
@@ -140,52 +139,40 @@ def _smooth(image, weights, limits, out):
     channels, height, width = image.shape
     taps = len(weights)
     reach = taps // 2
-    taken, total = np.empty(width, weights.dtype), np.empty(width, weights.dtype)
-    padded = np.empty(width + 2 * reach, weights.dtype)
+    padded, total = np.empty(width + 2 * reach, weights.dtype), np.empty(width, weights.dtype)
     for channel in range(channels):
         for y in range(height):
             padded[:] = 0
             for k in range(taps):
                 row = abs(y + k - reach)
-                _take(image[channel, min(row, 2 * (height - 1) - row)], taken)
-                _add(taken, weights[k], padded[reach : reach + width])
+                _add(image[channel, min(row, 2 * (height - 1) - row)], weights[k], padded[reach:])
             for x in range(reach):
                 padded[reach - 1 - x], padded[reach + width + x] = padded[reach + 1 + x], padded[reach + width - 2 - x]
             total[:] = 0
             for k in range(taps):
-                _add(padded[k:], weights[k], total)
+                _add(padded[k : k + width], weights[k], total)
             _store(total, limits, out[channel, y])
 
 
 @compiled(fastmath=_FAST)
-def _sharpen(image, factor, limits, out):
+def _sharpen(image, weights, limits, out):
     channels, height, width = image.shape
-    exact = limits.dtype
-    rows, taken, total = np.empty(width, exact), np.empty(width, exact), np.empty(width - 2, exact)
+    rows, total = np.empty(width, weights.dtype), np.empty(width - 2, weights.dtype)
     for channel in range(channels):
         for y in range(1, height - 1):
             rows[:] = 0
-            for row in range(y - 1, y + 2):
-                _take(image[channel, row], taken)
-                _add(taken, limits.dtype.type(1), rows)
-            _take(image[channel, y], taken)
-            mean_share = (1 - factor) / 13
+            for k in range(3):
+                _add(image[channel, y + k - 1], weights[0], rows)
             total[:] = 0
             for k in range(3):
-                _add(rows[k:], mean_share, total)
-            _add(taken[1:], factor + 4 * mean_share, total)
+                _add(rows[k : k + width - 2], weights[1], total)
+            _add(image[channel, y, 1 : width - 1], weights[2], total)
             _store(total, limits, out[channel, y, 1 : width - 1])
-
-
-@compiled
-def _take(values, out):
-    for i in range(len(values)):
-        out[i] = values[i]
 
 
 @compiled(fastmath=_FAST)
 def _add(values, weight, total):
-    for i in range(len(total)):
+    for i in range(len(values)):
         total[i] += weight * values[i]
 
 

@@ -8,6 +8,7 @@ from torch import nn
 
 from hfseg.models import Family
 
+_BLOCK = re.compile(r"(?<!\dx)\d+$")  # layer3 and stages.2, and not conv_3x3
 _POOLINGS = (nn.MaxPool2d, nn.AvgPool2d)
 
 
@@ -39,7 +40,7 @@ def backbone_stages(model: nn.Module, family: Family) -> list[list[str]]:
     current = None
     for name, kind, parameters in parts:
         if kind == "block":
-            current = int(re.search(r"\d+$", name)[0])
+            current = int(_BLOCK.search(name)[0])
         elif kind == "pooling" and not blocks and stages:
             current = None
         elif not blocks and current is None and parameters:
@@ -67,7 +68,7 @@ def _parts(path: str, module: nn.Module, family: Family) -> list[tuple[str, str,
                 parts.append((inside, "pooling", []))
         elif not any(True for _ in child.children()):
             parts.append((inside, "layer", parameters))
-        elif re.search(r"\d$", name):
+        elif _BLOCK.search(name):
             parts.append((inside, "block", parameters))
         else:
             parts += _parts(inside, child, family)

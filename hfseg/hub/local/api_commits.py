@@ -5,15 +5,18 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import anyio.to_thread
+from starlette.responses import PlainTextResponse
 
 from hfseg.hub.local.access import check_may_propose, check_may_write, find_readable
 from hfseg.hub.local.card_reading import check_card
 from hfseg.hub.local.commits import LINE_LIMIT, commit_to_branch, is_ignored, read_operations, upload_mode
 from hfseg.hub.local.describing import text_of
 from hfseg.hub.local.discussions import is_author, open_with_commit
+from hfseg.hub.local.files import Incoming
 from hfseg.hub.local.history import find_entry, find_revision
 from hfseg.hub.local.names import check_path
 from hfseg.hub.local.problems import HubError
@@ -54,25 +57,26 @@ def preupload(call: Call):
 async def commit(call: Call):
     repo = await anyio.to_thread.run_sync(_target, call)
     store = call.hub.store
-    with store.files.incoming() as incoming:  # on disk, so that many files at once need no memory
+    with store.files.workspace() as folder, Incoming(Path(folder)) as body:  # on disk: many files need no memory
         async for block in blocks(call.request.stream()):
-            await anyio.to_thread.run_sync(incoming.write, block)
-        return await anyio.to_thread.run_sync(_commit, call, repo, incoming.name)
+            await anyio.to_thread.run_sync(body.write, block)
+        return await anyio.to_thread.run_sync(_commit, call, repo, body.name)
 
 
-def _commit(call: Call, repo: Repo, body) -> Json:
+def _commit(call: Call, repo: Repo, body: Path) -> Json:
     store, who = call.hub.store, call.identity
     with open(body, "rb") as file:
-        header, operations = read_operations(_lines(file), store, repo)
+        header, operations = read_operations(_lines(file), store, repo, body.parent)
     url, pull_request = None, None
     with store.write() as db:
         repo = _target(call)  # it may have gone, or changed hands, in the meantime
         if call.flag("create_pr"):
-            num, made = open_with_commit(db, repo, call.places["rev"], header, operations, who.user,
+            num, made = open_with_commit(store, db, repo, call.places["rev"], header, operations, who.user,
                                          call.hub.quota_bytes)  # fmt: skip
             pull_request = f"{call.base}/{repo.path}/discussions/{num}"
         else:
-            made = commit_to_branch(db, repo, call.places["rev"], header, operations, who.user, call.hub.quota_bytes)
+            made = commit_to_branch(store, db, repo, call.places["rev"], header, operations, who.user,
+                                    call.hub.quota_bytes)  # fmt: skip
         url = f"{call.base}/{repo.path}/commit/{made.oid}"
     return Json({"success": True, "commitOid": made.oid, "commitUrl": url, "pullRequestUrl": pull_request,
                  "hookOutput": ""})  # fmt: skip
@@ -123,6 +127,9 @@ def validate_yaml(call: Call):
         raise HubError(400, "content must be the text of a card")
     errors, warnings = check_card(content, kind)
     told: dict[str, Any] = {"errors": [{"message": m} for m in errors], "warnings": [{"message": m} for m in warnings]}
+    if call.request.headers.get("accept") == "text/plain":  # as `RepoCard.validate` asks
+        lines = [*(f"- Error: {message}" for message in errors), *(f"- Warning: {message}" for message in warnings)]
+        return PlainTextResponse("\n".join(lines), 400 if errors else 200)
     if errors:
         raise HubError(400, "; ".join(errors), body={"error": "Invalid metadata", **told})
     return told

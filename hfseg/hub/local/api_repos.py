@@ -56,7 +56,7 @@ def create(call: Call):
     with call.hub.store.write() as db:
         repo = create_repo(db, kind, name, private=visibility == "private", data=data)
         if repo is not None:
-            first_commit(db, call.hub.store, repo, call.identity.user)
+            first_commit(call.hub.store, db, repo, call.identity.user)
     if repo is None:
         there = find_repo(call.hub.store.read(), kind, name)
         message = f"You already created this {kind} repo: {there.name}"
@@ -67,7 +67,8 @@ def create(call: Call):
 @routes.on("DELETE", "/api/repos/delete")
 def delete(call: Call):
     with call.hub.store.write() as db:
-        delete_repo(db, find_writable(call.hub.store, call.identity, _kind_of(call), _full_name(call)))
+        repo = find_writable(call.hub.store, call.identity, _kind_of(call), _full_name(call))
+        delete_repo(call.hub.store, db, repo)
     return Json(None)
 
 

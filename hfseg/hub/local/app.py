@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import re
@@ -63,12 +64,26 @@ class Hub:
             response = await answer(lambda places: Call(request, self, places), ROUTES, request)
         except HubError as problem:
             response = _refusal(problem)
+            await _drain(request)
         except ClientDisconnect:
             return
-        except Exception:
-            _log.exception("%s %s", scope["method"], scope["path"])
-            response = _refusal(HubError(500, "The hub failed; its log tells more"))
+        except Exception as error:
+            if getattr(error, "errno", None) == errno.ENOSPC or "disk is full" in str(error):
+                response = _refusal(HubError(507, "The disk of this hub is full: nothing was changed"))
+            else:
+                _log.exception("%s %s", scope["method"], scope["path"])
+                response = _refusal(HubError(500, "The hub failed; its log tells more"))
+            await _drain(request)
         await response(scope, receive, send)
+
+
+async def _drain(request: Request) -> None:
+    """Reads what the client still sends: one that is cut off while it sends never sees the answer."""
+    try:
+        async for _ in request.stream():
+            pass
+    except (ClientDisconnect, RuntimeError):  # gone, or all was read already
+        pass
 
 
 def is_loopback(host: str) -> bool:

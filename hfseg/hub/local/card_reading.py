@@ -10,7 +10,19 @@ from typing import Any
 import yaml
 
 _FRONT = re.compile(r"\A\ufeff?\s*---[ \t]*\r?\n(.*?)(?:\r?\n)?^---[ \t]*\r?$", re.S | re.M)
-_STRINGS = {"license", "license_name", "license_link", "library_name", "pipeline_tag", "pretty_name", "title", "emoji",
+# https://huggingface.co/docs/hub/repositories-licenses
+LICENSES = (  # noqa: SIM905
+    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m "
+    "afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 "
+    "cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 "
+    "cc-by-nc-nd-3.0 cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
+    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl "
+    "gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr "
+    "mpl-2.0 odc-by odbl openmdw-1.0 openmdw-1.1 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl "
+    "lgpl-lr deepfloyd-if-license fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 "
+    "grok2-community gemma unknown other"
+).split()
+_STRINGS = {"license_name", "license_link", "library_name", "pipeline_tag", "pretty_name", "title", "emoji",
             "colorFrom", "colorTo", "sdk", "app_file", "thumbnail", "base_model_relation"}  # fmt: skip
 _LISTS = {"tags", "datasets", "metrics", "task_categories", "task_ids", "size_categories", "annotations_creators",
           "language_creators", "multilinguality", "source_datasets", "models"}  # fmt: skip
@@ -113,10 +125,12 @@ def check_card(text: str, repo_type: str) -> tuple[list[str], list[str]]:
         value = [data[name]] if isinstance(data[name], str) else data[name]
         if value is not None and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
             errors.append(f'"{name}" must be a list of strings')
-    for name in ("language", "base_model"):
+    for name in ("language", "base_model", "license"):
         value = data[name] if isinstance(data.get(name), list) else [data.get(name) or ""]
         if not all(isinstance(item, str) for item in value):
             errors.append(f'"{name}" must be a string or a list of strings')
+    if any(name not in LICENSES for name in _strings(data.get("license"))):
+        errors.append(f'"license" must be one of [{", ".join(LICENSES)}]')
     if repo_type == "model" and data.get("model-index") is not None:
         errors += _check_model_index(data["model-index"])
     if repo_type == "space":
@@ -127,10 +141,7 @@ def check_card(text: str, repo_type: str) -> tuple[list[str], list[str]]:
                 errors.append(f'"{name}" must be one of {sorted(_COLOURS)}')
         if isinstance(data.get("short_description"), str) and len(data["short_description"]) > 60:
             errors.append('"short_description" must have at most 60 characters')
-    warnings = []
-    if repo_type == "dataset" and data.get("license") is None:
-        warnings.append('"license" is missing')
-    return errors, warnings
+    return errors, []
 
 
 def _check_model_index(index: Any) -> list[str]:

@@ -10,8 +10,10 @@ import re
 import sqlite3
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from hfseg.hub.local.files import Incoming, git_hash
 from hfseg.hub.local.history import (
     EMPTY_TREE,
     MAIN,
@@ -51,12 +53,14 @@ class Operation:
         path: Path in the repository.
         key: Of the content in `Files`, for `put`.
         size: Bytes of the content.
+        staged: Where the content waits, for a regular file.
     """
 
     kind: str
     path: str
     key: str = ""
     size: int = 0
+    staged: Path | None = None
 
 
 def upload_mode(path: str, size: int, sample: bytes, attributes: str = "") -> str:
@@ -142,13 +146,16 @@ def _glob(pattern: str) -> str:
     )
 
 
-def read_operations(lines: Iterable[bytes], store: Store, repo: Repo) -> tuple[dict[str, Any], list[Operation]]:
+def read_operations(
+    lines: Iterable[bytes], store: Store, repo: Repo, folder: Path
+) -> tuple[dict[str, Any], list[Operation]]:
     """Reads the body of a commit, and puts the regular files in it on disk.
 
     Args:
         lines: NDJSON: the header, then one operation a line.
         store: The hub's.
         repo: The repository.
+        folder: For the regular files, until the commit is made.
 
     Returns:
         A tuple of the header and the operations.
@@ -174,7 +181,7 @@ def read_operations(lines: Iterable[bytes], store: Store, repo: Repo) -> tuple[d
             raise HubError(400, "A line of the commit is no operation") from None
         if key == "file":
             content = _content(value)
-            operations.append(_add_regular(store, repo, check_path(path), content))
+            operations.append(_add_regular(store, repo, folder, check_path(path), content))
         elif key == "lfsFile":
             oid = value.get("oid")
             if value.get("algo", "sha256") != "sha256" or not re.fullmatch(r"[0-9a-f]{64}", str(oid)):
@@ -205,45 +212,49 @@ def _content(value: dict[str, Any]) -> bytes:
         raise HubError(400, f"{value.get('path')}: content is no base64") from None
 
 
-def _add_regular(store: Store, repo: Repo, path: str, content: bytes) -> Operation:
+def _add_regular(store: Store, repo: Repo, folder: Path, path: str, content: bytes) -> Operation:
     if len(content) > REGULAR_LIMIT:
         raise HubError(400, f"{path} has {len(content)} bytes: above {REGULAR_LIMIT} it must be sent as a large file")
     if found := _POINTER.fullmatch(content):
         return _claim(store, repo, path, found[1].decode(), int(found[2]))
-    return Operation("put", path, store.files.add_regular(content), len(content))
+    incoming = Incoming(folder)
+    incoming.write(content)
+    return Operation("put", path, git_hash("blob", content), len(content), incoming.finish())
 
 
 def _claim(store: Store, repo: Repo, path: str, oid: str, size: object) -> Operation:
     """A large file must have been sent before, to this repository: knowing a hash opens no other repository."""
     held = object_size(store.read(), repo, oid)
-    if held is None or not store.files.has(oid):
+    if held is None:
         raise HubError(400, f"{path}: the large file {oid} was not sent before the commit")
     if size is not None and size != held:
         raise HubError(400, f"{path}: the large file has {held} bytes, not {size}")
     return Operation("put", path, oid, held)
 
 
-def first_commit(db: sqlite3.Connection, store: Store, repo: Repo, author: str) -> Commit:
+def first_commit(store: Store, db: sqlite3.Connection, repo: Repo, author: str) -> Commit:
     """Gives a new repository the files that the hub puts there: .gitattributes, and a Space's README."""
     attributes = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in LARGE_PATTERNS)
     files = {".gitattributes": attributes.replace("saved_model/*", "saved_model/**/*")}
     if repo.type == "space":
         title = repo.name.split("/")[1]
         files["README.md"] = f"---\ntitle: {json.dumps(title)}\nsdk: {repo.data['sdk']}\npinned: false\n---\n"
-    operations = [_add_regular(store, repo, path, text.encode()) for path, text in files.items()]
-    tree = _apply(db, repo, EMPTY_TREE, operations)
+    with store.files.workspace() as folder:
+        made = [_add_regular(store, repo, Path(folder), path, text.encode()) for path, text in files.items()]
+        tree = _apply(store, db, repo, EMPTY_TREE, made)
     commit = add_commit(db, repo, tree, None, author, "initial commit")
     set_ref(db, repo, MAIN, commit.oid)
     return commit
 
 
 def commit_to_branch(
-    db: sqlite3.Connection, repo: Repo, revision: str, header: dict[str, Any], operations: list[Operation],
-    author: str, quota: int | None = None,
+    store: Store, db: sqlite3.Connection, repo: Repo, revision: str, header: dict[str, Any],
+    operations: list[Operation], author: str, quota: int | None = None,
 ) -> Commit:  # fmt: skip
     """Adds one commit to a branch or pull request.
 
     Args:
+        store: The hub's.
         db: From `Store.write`, so that nobody comes between reading the head and moving it.
         repo: The repository.
         revision: Branch, or refs/pr/1.
@@ -264,7 +275,7 @@ def commit_to_branch(
         raise HubError(400, f"{revision} is no branch: only branches and pull requests take commits")
     head = read_commit(db, repo, read_ref(db, repo, name))
     check_parent(header, head)
-    commit = add_changes(db, repo, head, header, operations, author, quota)
+    commit = add_changes(store, db, repo, head, header, operations, author, quota)
     set_ref(db, repo, name, commit.oid)
     return commit
 
@@ -278,11 +289,11 @@ def check_parent(header: dict[str, Any], head: Commit) -> None:
 
 
 def add_changes(
-    db: sqlite3.Connection, repo: Repo, head: Commit, header: dict[str, Any], operations: list[Operation],
-    author: str, quota: int | None = None,
+    store: Store, db: sqlite3.Connection, repo: Repo, head: Commit, header: dict[str, Any],
+    operations: list[Operation], author: str, quota: int | None = None,
 ) -> Commit:  # fmt: skip
     """Adds a commit after another one, without moving a reference; see `commit_to_branch`."""
-    tree = _apply(db, repo, head.tree, operations)
+    tree = _apply(store, db, repo, head.tree, operations)
     if quota is not None and used_bytes(db, repo.namespace) > quota:
         raise over_quota(repo.namespace, quota)
     return add_commit(db, repo, tree, head.oid, author, header["summary"], str(header.get("description") or ""))
@@ -294,10 +305,14 @@ def over_quota(namespace: str, quota: int) -> HubError:
                          "Delete repositories or files, or ask the hub's owner for more.")  # fmt: skip
 
 
-def _apply(db: sqlite3.Connection, repo: Repo, tree: str, operations: list[Operation]) -> str:
+def _apply(store: Store, db: sqlite3.Connection, repo: Repo, tree: str, operations: list[Operation]) -> str:
     draft = Draft(db, tree)
     for operation in operations:
         if operation.kind == "put":
+            if operation.staged:
+                store.place(operation.staged, operation.key)
+            elif object_size(db, repo, operation.key) is None:
+                raise HubError(400, f"{operation.path}: the large file {operation.key} was deleted in the meantime")
             draft.put(operation.path, add_blob(db, operation.key, operation.size))
             add_object(db, repo, operation.key, operation.size)
         elif not (operation.kind == "delete" and draft.delete_file(operation.path)) and not (

@@ -20,7 +20,7 @@ from hfseg.hub.local.history import (
     set_ref,
 )
 from hfseg.hub.local.problems import HubError
-from hfseg.hub.local.store import Repo, now
+from hfseg.hub.local.store import Repo, Store, now
 
 
 def open_discussion(
@@ -56,8 +56,8 @@ def open_discussion(
 
 
 def open_with_commit(
-    db: sqlite3.Connection, repo: Repo, revision: str, header: dict[str, Any], operations: list[Operation],
-    author: str, quota: int | None,
+    store: Store, db: sqlite3.Connection, repo: Repo, revision: str, header: dict[str, Any],
+    operations: list[Operation], author: str, quota: int | None,
 ) -> tuple[int, Commit]:  # fmt: skip
     """Starts a pull request with one commit on top of a branch, or of the `parentCommit` that the client names.
 
@@ -68,7 +68,7 @@ def open_with_commit(
     if branch is None or branch.startswith("refs/pr/"):
         raise HubError(404, f"Invalid rev id: there is no branch {revision}", "RevisionNotFound")
     base = find_revision(db, repo, header.get("parentCommit") or branch)
-    commit = add_changes(db, repo, base, header, operations, author, quota)
+    commit = add_changes(store, db, repo, base, header, operations, author, quota)
     title = header["summary"].strip().ljust(3)[:200]
     num = open_discussion(db, repo, title if len(title.strip()) >= 3 else f"Update: {title}",
                           str(header.get("description") or ""), author, head=commit, branch=branch)  # fmt: skip

@@ -12,15 +12,20 @@ from pathlib import Path
 class Files:
     """Files by their hash: SHA-256 (64 hex digits) for large ones, git's blob SHA-1 (40) for regular ones.
 
+    `Store.place` puts them in their place, inside of a transaction.
+
     Args:
         root: Folder for `files` and `temporary`; what an earlier process left in the latter is removed.
 
     Example:
         >>> import tempfile
         >>> files = Files(Path(tempfile.mkdtemp()))
-        >>> key = files.add_regular(b"hello")
-        >>> key, files.path(key).read_bytes()
-        ('b6fc4c620b67d95f953a5c1c1230aaab5db5a1b0', b'hello')
+        >>> with files.incoming() as incoming:
+        ...     incoming.write(b"hello")
+        ...     incoming.finish().read_bytes()
+        b'hello'
+        >>> list(files.temporary.iterdir())
+        []
     """
 
     def __init__(self, root: Path):
@@ -37,77 +42,74 @@ class Files:
         """Says whether the content with this hash is here."""
         return self.path(key).is_file()
 
-    def incoming(self) -> Incoming:
-        """Returns a file to write to; without `keep` it leaves no trace."""
-        return Incoming(self)
-
-    def add_regular(self, content: bytes) -> str:
-        """Keeps a small file.
-
-        Args:
-            content: Its bytes.
-
-        Returns:
-            git's hash of it.
-        """
-        key = git_hash("blob", content)
-        if not self.has(key):
-            with self.incoming() as incoming:
-                incoming.write(content)
-                incoming.keep(key)
-        return key
-
     def read(self, key: str) -> bytes:
         """Returns the content of a small file."""
         return self.path(key).read_bytes()
 
-    def remove_all_but(self, wanted: set[str]) -> int:
+    def incoming(self) -> Incoming:
+        """Returns a file to write to, which leaves no trace unless `Store.place` takes it."""
+        return Incoming(self.temporary)
+
+    def workspace(self) -> tempfile.TemporaryDirectory:
+        """Returns a folder for the files of one commit, which goes when its block ends."""
+        return tempfile.TemporaryDirectory(dir=self.temporary, ignore_cleanup_errors=True)
+
+    def place(self, source: Path, key: str) -> bool:
+        """Moves a file, which is on disk whole, to its place.
+
+        Args:
+            source: The file; it stays where it is if the content is here already.
+            key: The hash of its content; the caller has checked it.
+
+        Returns:
+            Whether it was new.
+        """
+        target = self.path(key)
+        if target.is_file():
+            return False
+        if not target.parent.is_dir():
+            target.parent.mkdir()
+            sync_folder(self.folder)
+        os.replace(source, target)
+        return True
+
+    def remove_all_but(self, wanted: set[str]) -> None:
         """Removes the files that nothing refers to any more.
 
         Args:
             wanted: The hashes to keep.
-
-        Returns:
-            How many files went.
         """
-        gone = 0
         for folder in self.folder.iterdir():
             for file in folder.iterdir():
                 if folder.name + file.name not in wanted:
                     file.unlink()
-                    gone += 1
-        return gone
 
 
 class Incoming:
-    """A file that is being written, and hashed on the way."""
+    """A file that is being written, and hashed on the way.
 
-    def __init__(self, files: Files):
-        self.files, self.size, self.sha256 = files, 0, hashlib.sha256()
-        descriptor, name = tempfile.mkstemp(dir=files.temporary)
+    Args:
+        folder: Where.
+    """
+
+    def __init__(self, folder: Path):
+        self.size, self.sha256 = 0, hashlib.sha256()
+        descriptor, name = tempfile.mkstemp(dir=folder)
         self.name, self._file = Path(name), os.fdopen(descriptor, "wb", buffering=0)
 
     def write(self, block: bytes) -> None:
+        """Adds bytes at the end."""
         view = memoryview(block)
         while view:
             view = view[self._file.write(view) :]
         self.sha256.update(block)
         self.size += len(block)
 
-    def keep(self, key: str) -> None:
-        """Moves the file to its place, so that it survives a power cut from here on.
-
-        Args:
-            key: The hash of its content; the caller has checked it.
-        """
+    def finish(self) -> Path:
+        """Waits until all is on disk, so that it survives a power cut, and returns the file's path."""
         os.fsync(self._file.fileno())
-        target = self.files.path(key)
-        new_folder = not target.parent.is_dir()
-        target.parent.mkdir(exist_ok=True)
-        os.replace(self.name, target)
-        _sync_folder(target.parent)
-        if new_folder:
-            _sync_folder(self.files.folder)
+        self._file.close()
+        return self.name
 
     def __enter__(self) -> Incoming:
         return self
@@ -139,7 +141,8 @@ def pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Waits until the names in a folder are on disk."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -72,7 +72,7 @@ class Draft:
         >>> store = Store(Path(tempfile.mkdtemp()))
         >>> with store.write() as db:
         ...     draft = Draft(db, EMPTY_TREE)
-        ...     draft.put("a/b.txt", add_blob(db, store.files.add_regular(b"hello"), 5))
+        ...     draft.put("a/b.txt", add_blob(db, git_hash("blob", b"hello"), 5))
         ...     [entry.path for entry in walk(db, draft.save())]
         ['a', 'a/b.txt']
         >>> store.close()

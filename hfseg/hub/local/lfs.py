@@ -80,9 +80,9 @@ async def upload(call: Call):
 
 
 def _keep(call: Call, incoming) -> None:
-    oid, repo_id = call.places["oid"], int(call.places["repo_id"])
-    incoming.keep(oid)
+    oid, repo_id, file = call.places["oid"], int(call.places["repo_id"]), incoming.finish()
     with call.hub.store.write() as db:
+        call.hub.store.place(file, oid)
         if db.execute("SELECT 1 FROM repos WHERE id = ?", (repo_id,)).fetchone() is None:
             raise HubError(404, "The repository is gone", "RepoNotFound")
         add_object(db, Repo(repo_id, "", "", False, False, "", {}), oid, incoming.size)
@@ -133,7 +133,7 @@ def delete_large(call: Call):
         raise HubError(400, "deletions must be {sha: [SHA-256, ...]}")
     with call.hub.store.write() as db:
         repo = find_writable(call.hub.store, call.identity, call.repo_type, call.places["repo"])
-        forget_large_files(db, call.hub.store.files, repo, set(wanted))
+        forget_large_files(call.hub.store, db, repo, set(wanted))
     return Json(None)
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache
 from html import escape
+from itertools import chain
 from urllib.parse import quote, unquote
 
 from markdown_it import MarkdownIt
@@ -15,10 +16,11 @@ from markdown_it.token import Token
 
 from hfseg.hub.local.page_parts import Safe, tag
 
-LONGEST = 60_000  # characters; there are texts of that length that take the parser seconds
+LONGEST, BRACKETS = 100_000, 5_000  # characters, and of them `[`: the parser's time grows with their square
 NESTING = 40
 SCHEMES = ("http", "https", "mailto")
-_HTML = re.compile(r"(?P<comment><!--.*?-->)|(?P<fold></?details>)|<summary>(?P<summary>[^<]*)</summary>", re.S)
+_KNOWN = r"(?P<fold></?details>)|<summary>(?P<summary>[^<]*)</summary>"
+_TAGS, _HTML = re.compile(_KNOWN), re.compile(rf"<!--.*?-->|{_KNOWN}", re.S)
 
 
 @lru_cache(maxsize=64)
@@ -41,9 +43,9 @@ def render_markdown(text: str, pages: str, contents: str) -> Safe:
         >>> render_markdown("*a* <b> [x](javascript:1) [y](z.md) <!-- no -->", "/me/net/blob/main/", "/")
         '<p><em>a</em> &lt;b&gt; [x](javascript:1) <a href="/me/net/blob/main/z.md">y</a> </p>\\n'
     """
-    if len(text) > LONGEST:
-        note = tag("p", f"This text is long: its first {LONGEST:,} characters, as they are.", class_="quiet")
-        return Safe(note + tag("pre", text[:LONGEST]))
+    if len(text) > LONGEST or text.count("[") > BRACKETS:
+        words = f"This text is too much to lay out: its first {LONGEST:,} characters as they are."
+        return tag("p", words, class_="quiet") + tag("pre", "\n", text[:LONGEST])
     return Safe(_parser().render(text, {"pages": pages, "contents": contents}))
 
 
@@ -88,7 +90,9 @@ def _make_safe(state: StateCore) -> None:
 def _block(token: Token, folds: int) -> tuple[str, int]:
     """Returns what is shown of raw HTML, and how many `<details>` are open behind it."""
     written, rest = [], 0
-    for found in _HTML.finditer(token.content):
+    # Behind the last end of a comment, each search for one would go on to the end of the text.
+    closed = token.content.rfind("-->") + 3 if "-->" in token.content else 0
+    for found in chain(_HTML.finditer(token.content, 0, closed), _TAGS.finditer(token.content, closed)):
         written.append(_shown(token.content[rest : found.start()]))
         rest = found.end()
         if found["fold"] and token.level:  # inside of a list it could close what it has not opened

@@ -101,16 +101,16 @@ def usage(call: Call, repo: Repo, data: dict[str, Any], config: dict[str, Any], 
     folder = name.split("/")[1]
     parts = [("Set up the shell", f"export HF_ENDPOINT={call.base}")]
     if repo.type == "model":
-        parts.append(("Download, every hash checked", f"hfseg pull {name}{quoted} --local_dir {folder}"))
+        parts.append(("Download, every hash checked", f"hfseg pull {name}{quoted} \\\n  --local_dir {folder}"))
         architecture = next((a for a in _listed(config.get("architectures")) if isinstance(a, str)), "")
         if "hfseg" in _listed(data.get("tags")) or data.get("pipeline_tag") == "image-segmentation":
             parts.append(("Use it with hfseg", "import hfseg\n\nsegmenter = hfseg.Segmenter.from_pretrained(\n"
                           f'    "{name}"{argument}\n)\nresult = segmenter("photo.jpg")'))  # fmt: skip
         if re.fullmatch(r"\w{1,80}", architecture) and data.get("library_name", "transformers") == "transformers":
-            parts.append(("Use it with transformers", f"from transformers import (\n    {architecture} as Model,\n)\n\n"
+            parts.append(("Use it with transformers", f"from transformers import {architecture} as Model\n\n"
                           f'model = Model.from_pretrained(\n    "{name}"{argument}\n)'))  # fmt: skip
     else:
-        parts.append(("Download", f"hf download {name}{kind}{quoted} --local-dir {folder}"))
+        parts.append(("Download", f"hf download {name} \\\n {kind}{quoted} \\\n  --local-dir {folder}"))
     if repo.type == "dataset":
         parts.append(("Load it", f'from datasets import load_dataset\n\ndata = load_dataset("{name}"{argument})'))
     if repo.type == "space" and data.get("sdk", repo.data.get("sdk")) == "gradio":

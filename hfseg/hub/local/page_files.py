@@ -184,7 +184,7 @@ def _tensors(path: Path) -> Safe:
     total = ", ".join(f"{count:,} of {clean(kind, 20)}" for kind, count in largest)
     rows = [
         (tag("td", clean(name, 300), class_="name"), " × ".join(map(str, tensor["shape"])) or "one number",
-         clean(tensor["dtype"], 20), tag("td", f"{math.prod(tensor['shape']):,}", class_="number"))
+         clean(tensor["dtype"], 20), tag("td", f"{math.prod(tensor['shape']):,}", class_="number wide"))
         for name, tensor in islice(header.items(), _TENSORS)
     ]  # fmt: skip
     parts = [tag("p", tag("b", f"{sum(kinds.values()):,}"), f" parameters in {len(header):,} tensors ({total})")]

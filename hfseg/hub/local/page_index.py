@@ -53,7 +53,7 @@ def repositories(call: Call, only: str | None, author: str | None = None) -> Res
         groups.append(tag("section", tag("h2", name, " ", tag("small", len(repos))), body, more, class_="group"))
     fields = tag("form", tag("input", type="search", name="search", value=search or None, placeholder="Name",
                              aria_label="Name contains"),
-                 tag("input", name="author", value=whose or None, placeholder="User or organization",
+                 tag("input", name="author", value=whose or None, placeholder="Owner",
                      aria_label="User or organization"), tag("button", "Filter"),
                  action=f"/{only}s" if only else "/", method="get", class_="filter")  # fmt: skip
     title = author or (KINDS[only] if only else "Repositories")
@@ -61,7 +61,7 @@ def repositories(call: Call, only: str | None, author: str | None = None) -> Res
                                     class_="box quiet")  # fmt: skip
     here = tag("div", tag("h1", title), fields, *groups, nothing)
     commands = (f"export HF_ENDPOINT={call.base}\nexport HF_TOKEN=…", "hfseg push RUN_DIR USER/NAME",
-                "hfseg pull USER/NAME --local_dir DIR", "hfseg push-data DATA USER/NAME")  # fmt: skip
+                "hfseg pull USER/NAME \\\n  --local_dir DIR", "hfseg push-data DATA USER/NAME")  # fmt: skip
     aside = tag("aside", tag("div", tag("h2", "Use this hub"), *(tag("pre", tag("code", line)) for line in commands),
                              tag("p", "The token is what ", tag("code", "hfseg hub serve"), " prints. transformers, "
                                  "datasets and huggingface_hub follow the same variables.", class_="quiet"),

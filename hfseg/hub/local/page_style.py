@@ -63,7 +63,7 @@ button { background: var(--accent); border-color: var(--accent); color: #fff; cu
 @media (prefers-color-scheme: dark) { button { color: #06201d; } }
 button.plain { background: none; border: 0; color: var(--quiet); padding: 0; font-weight: 400; }
 button.plain:hover { text-decoration: underline; }
-form.stacked { display: grid; gap: .9rem; }
+form.stacked { display: grid; gap: .9rem; margin: 1rem 0; }
 form.stacked label { display: grid; gap: .3rem; font-weight: 600; }
 form.filter { display: flex; flex-wrap: wrap; gap: .6rem; margin: 0 0 1.4rem; }
 form.filter input { flex: 1 1 6.5rem; min-width: 0; }

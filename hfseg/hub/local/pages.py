@@ -107,6 +107,7 @@ def file_content(call: Call):
     """A file as the API sends it, to a browser that is signed in too."""
     answer = api_files.resolve(call)
     answer.headers["Vary"] = "Cookie, Authorization"
+    answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"  # pages of other ports would send the cookie too
     answer.headers["Cache-Control"] = "private, no-cache"
     answer.headers["Content-Security-Policy"] = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
     if call.places["path"].lower().endswith(".svg"):  # a picture; no script in it runs, wherever it is opened

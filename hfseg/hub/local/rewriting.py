@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 
-from hfseg.hub.local.files import Files
 from hfseg.hub.local.history import (
     Commit,
     Draft,
@@ -20,7 +19,7 @@ from hfseg.hub.local.history import (
     set_ref,
 )
 from hfseg.hub.local.problems import HubError
-from hfseg.hub.local.store import Repo
+from hfseg.hub.local.store import Repo, Store
 
 
 def squash_branch(db: sqlite3.Connection, repo: Repo, revision: str, author: str, message: str) -> Commit:
@@ -47,12 +46,12 @@ def squash_branch(db: sqlite3.Connection, repo: Repo, revision: str, author: str
     return commit
 
 
-def forget_large_files(db: sqlite3.Connection, files: Files, repo: Repo, wanted: set[str]) -> None:
+def forget_large_files(store: Store, db: sqlite3.Connection, repo: Repo, wanted: set[str]) -> None:
     """Removes large files from all commits of a repository, and from the disk where no other one has them.
 
     Args:
+        store: The hub's.
         db: From `Store.write`.
-        files: The contents.
         repo: The repository; all its commits from the first one with such a file on get new names.
         wanted: SHA-256 of the files.
     """
@@ -72,8 +71,7 @@ def forget_large_files(db: sqlite3.Connection, files: Files, repo: Repo, wanted:
         db.execute("UPDATE discussions SET data = ? WHERE repo = ? AND num = ?", new)
     for key in wanted:
         db.execute("DELETE FROM objects WHERE repo = ? AND key = ?", (repo.id, key))
-        if db.execute("SELECT 1 FROM objects WHERE key = ?", (key,)).fetchone() is None:
-            files.path(key).unlink(missing_ok=True)
+    store.drop(wanted)
 
 
 def _without(db: sqlite3.Connection, repo: Repo, commit: Commit, parent: str | None, wanted: set[str]) -> str:

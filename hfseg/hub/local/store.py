@@ -8,14 +8,14 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from hfseg.errors import UserError
-from hfseg.hub.local.files import Files
+from hfseg.hub.local.files import Files, sync_folder
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -105,6 +105,7 @@ class Store:
         self._held = _hold(self.root)
         self.files = Files(self.root)
         self._local, self._connections, self._writing = threading.local(), [], threading.RLock()
+        self._placed, self._unwanted = [], []
         db = self.read()
         db.execute("PRAGMA journal_mode = WAL")
         db.executescript(_SCHEMA)
@@ -136,10 +137,35 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
+                for folder in {self.files.path(key).parent for key in self._placed}:
+                    sync_folder(folder)  # the database must never name a file that a power cut can take away
+                db.execute("COMMIT")
             except BaseException:
-                db.execute("ROLLBACK")
+                if db.in_transaction:
+                    db.execute("ROLLBACK")
+                self._unwanted = self._placed
                 raise
-            db.execute("COMMIT")
+            finally:  # still alone, so that nobody counts on these files
+                for key in self._unwanted:
+                    if db.execute("SELECT 1 FROM objects WHERE key = ?", (key,)).fetchone() is None:
+                        self.files.path(key).unlink(missing_ok=True)
+                self._placed, self._unwanted = [], []
+
+    def place(self, source: Path, key: str) -> None:
+        """Puts a finished file in its place, inside of a transaction: if that fails, the file goes again.
+
+        Args:
+            source: From `Incoming.finish`.
+            key: The hash of its content; the caller has checked it.
+        """
+        assert self.read().in_transaction
+        if self.files.place(source, key):
+            self._placed.append(key)
+
+    def drop(self, keys: Iterable[str]) -> None:
+        """Removes files when the transaction is through, those that no repository holds then."""
+        assert self.read().in_transaction
+        self._unwanted = [*self._unwanted, *keys]
 
     def close(self) -> None:
         for db in self._connections:
@@ -147,7 +173,7 @@ class Store:
         self._held.close()
 
     def _remove_orphans(self) -> None:
-        """Removes files whose repository is gone."""
+        """Removes files that a killed process placed before its transaction was through."""
         wanted = {row[0] for row in self.read().execute("SELECT DISTINCT key FROM objects")}
         self.files.remove_all_but(wanted)
 
@@ -245,8 +271,9 @@ def move_repo(db: sqlite3.Connection, repo: Repo, name: str) -> bool:
     return True
 
 
-def delete_repo(db: sqlite3.Connection, repo: Repo) -> None:
-    """Removes a repository with its history; its files go when the hub is opened the next time."""
+def delete_repo(store: Store, db: sqlite3.Connection, repo: Repo) -> None:
+    """Removes a repository with its history, and the files that no other one holds."""
+    store.drop([row[0] for row in db.execute("SELECT key FROM objects WHERE repo = ?", (repo.id,))])
     db.execute("DELETE FROM repos WHERE id = ?", (repo.id,))
 
 

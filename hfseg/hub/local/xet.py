@@ -171,8 +171,9 @@ def _make_file(call: Call, repo: Repo, file: xet_format.ShardFile) -> None:
                     size -= len(block)
         if incoming.sha256.hexdigest() != file.sha256:
             raise xet_format.XetError("a file does not have the SHA-256 that the shard tells")
-        incoming.keep(file.sha256)
+        finished = incoming.finish()
         with store.write() as db:
+            store.place(finished, file.sha256)
             add_object(db, repo, file.sha256, total)
 
 

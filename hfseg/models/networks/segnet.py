@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hfseg.errors import one_of
 from hfseg.models.networks.framework import NetworkConfig, Pretraining, SegmentationNetwork, copy_into
 
 
@@ -45,6 +46,7 @@ class SegNetForSemanticSegmentation(SegmentationNetwork):
 
     def __init__(self, config: SegNetConfig):
         super().__init__(config)
+        one_of(config.backbone, ["vgg16_bn"], "backbone of segnet")
         widths, depths = list(config.widths), list(config.depths)
         if len(widths) != len(depths) or not widths or min(depths) < 1:
             raise ValueError(f"{len(widths)} widths and {len(depths)} depths: as many, and 1 or more convolutions each")
