@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from tqdm.auto import tqdm
 
 from hfseg.data import SegmentationData, load_recipe_data
 from hfseg.data.images import Sample, read_row
-from hfseg.drawing import draw_panels
+from hfseg.drawing import draw_panels, to_rgb
 from hfseg.errors import BadSample, UserError
 from hfseg.inference.reading import read_ahead
 from hfseg.inference_settings import check_tile, read_tta
@@ -32,6 +33,8 @@ from hfseg.ops import confusion_counts, upsample_confusion
 from hfseg.recipe_reading import load_recipe
 from hfseg.run_directory import RECIPE
 from hfseg.segmenter import Segmenter
+
+_INPUTS = 3  # pictures that samples/inputs holds
 
 
 class Evaluator:
@@ -111,6 +114,9 @@ class Evaluator:
         results = scores_from_matrix(matrix, names)
         results["loss"] = totals[0] / totals[1] if objective is not None else None
         results = to_json_ready(results)
+        results["per_category_confusion"] = {  # by true class, the pixels of each predicted one
+            name: {names[other]: int(row[other]) for other in np.flatnonzero(row)} for name, row in zip(names, matrix)
+        }
         results["num_images"] = int(totals[1])
         results["protocol"] = self._protocol(segmenter, int(totals[2]))
         return results
@@ -138,18 +144,34 @@ class Evaluator:
         Returns:
             The files.
         """
-        total = self._length()
-        picked = np.unique(np.linspace(0, max(0, total - 1), count).astype(int)) if total else np.arange(count)
-        wanted, files = set(picked.tolist()), []
+        files = []
         folder.mkdir(parents=True, exist_ok=True)
         segmenter = self._as_wanted(segmenter)
         names = list(segmenter.model.config.id2label.values())
-        for _, sample in self._rows(wanted):
+        for sample in self.samples(count):
             [prediction] = segmenter.predict_maps([sample.image])
             file = folder / f"{len(files):02d}_{Path(sample.name).stem[:60]}.png"
             draw_panels(sample.image, self._reference(sample), prediction, names, segmenter.palette, file)
+            if self.channels == 3 and len(files) < _INPUTS:  # for the hub's widget, which wants pictures to try
+                (folder / "inputs").mkdir(exist_ok=True)
+                shown = Image.fromarray(to_rgb(sample.image))
+                shown.thumbnail((1024, 1024))
+                shown.save(folder / "inputs" / f"{len(files):02d}.png", optimize=True)
             files.append(file)
         return files
+
+    def samples(self, count: int) -> list[Sample]:
+        """Decodes a few samples, spread over the split.
+
+        Args:
+            count: How many.
+
+        Returns:
+            At most as many; bad ones are left out if `on_bad_sample` is `skip`.
+        """
+        total = self._length()
+        picked = np.unique(np.linspace(0, max(0, total - 1), count).astype(int)) if total else np.arange(count)
+        return [sample for _, sample in self._rows(set(picked.tolist()))] if count else []
 
     def _length(self) -> int | None:
         if self.data.streaming:

@@ -32,6 +32,8 @@ from hfseg.evaluation import Evaluator
 from hfseg.hub.access import open_repo
 from hfseg.hub.background import BackgroundPush
 from hfseg.hub.card import write_card
+from hfseg.hub.card_base import base_facts
+from hfseg.hub.card_speed import measure_speed
 from hfseg.hub.push import push
 from hfseg.interruption import Interrupted, StopSignals, batch_advice
 from hfseg.models import family_of, load_model
@@ -162,6 +164,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         say(str(report))
     family = family_of(model.config)
     from_scratch = len(model.load_report.new) == len(model.state_dict())
+    base = base_facts(recipe.model.name, recipe.model.revision) if main and not from_scratch else {}
     plan = plan_transfer(
         model, family, recipe.transfer.strategy, config.learning_rate,
         1.0 if from_scratch else recipe.transfer.head_learning_rate_factor, config.weight_decay,
@@ -278,7 +281,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             raise UserError(f"the validation loss after step {progress.step} is not a number: the weights diverged",
                             fix=divergence_fix())
         score = pick_score(results, recipe.eval.metric)
-        results["training"] = {"best_step": progress.step}
+        results["training"] = {"best_step": progress.step, **base}
         better = progress.best_score is None or score > progress.best_score
         if better:
             progress.best_score, progress.best_step, progress.evaluations_without_better = score, progress.step, 0
@@ -412,7 +415,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         facts = {
             "steps": progress.step, "best_step": progress.best_step, "seconds": round(progress.seconds, 1),
             "processes": world, "device": device_name(device), "skipped_samples": len(progress.skipped),
+            "training_split": data.train, "training_images": None if data.streaming else len(data[data.train]), **base,
         }  # fmt: skip
+        if images := [sample.image for sample in evaluator.samples(3)]:
+            facts["speed"] = measure_speed(best, images)
         run.write_json(RESULTS, {**run.read_json(RESULTS), "training": facts})
         write_card(run.path)
         where = shlex.quote(str(run.path))

@@ -64,6 +64,7 @@ class Case:
 
     def write(self, folder: Path) -> None:
         """Writes a checkpoint that knows the classes road, car and tree."""
+        folder.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
         if callable(self.name):
             self.name(folder, NAMES)
@@ -78,8 +79,8 @@ def settle_statistics(model: nn.Module) -> None:
     """Gives BatchNorm statistics of noise: those of a fresh network let its outputs shrink to nothing, or explode."""
     with torch.no_grad():
         model.train()
-        for _ in range(20):
-            model(pixel_values=torch.randn(4, model.config.num_channels, 64, 64))
+        for _ in range(12):
+            model(pixel_values=torch.randn(2, model.config.num_channels, 64, 64))
         model.eval()
 
 
@@ -93,7 +94,6 @@ class Made:
 
     def __init__(self, name: str, case: Case, folder: Path):
         self.name, self.case, self.folder = name, case, folder
-        folder.mkdir(parents=True)
         case.write(folder)
 
     @cached_property
@@ -152,7 +152,6 @@ def write_names(cases: dict[str, Case], folder: Path) -> None:
     """
     stored = json.loads(STORED.read_text())
     for name, case in cases.items():
-        (folder / name).mkdir(parents=True)
         case.write(folder / name)
         stored[case.key(name)] = names_digest(folder / name)
     STORED.write_text(json.dumps(stored, indent=2, sort_keys=True) + "\n")

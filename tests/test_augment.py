@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as v2
 
 from hfseg.data.augment import (
@@ -25,8 +24,9 @@ from hfseg.data.augment import (
     resolve,
 )
 from hfseg.data.contact_sheet import contact_sheet
-from hfseg.data.pixels import blur, rotate, sharpen
+from hfseg.data.pixels import autocontrast, blur, equalize, recolour, sample
 from hfseg.errors import UserError
+from hfseg.ops.colour import sharpen
 from hfseg.recipe import AugmentConfig
 
 IGNORE = 255
@@ -175,7 +175,7 @@ def test_colours_change_and_the_map_does_not(field, channels, dtype):
     image = 60 + torch.rand(channels, 60, 80) * 40 + torch.arange(80) / 2
     image = image.byte() if dtype == torch.uint8 else 100 * image
     semantic_map = blobs()
-    out_image, out_map = augmentation(None, **{field: 1.0})(image, semantic_map)
+    out_image, out_map = augmentation(None, mean=(90,), **{field: 1.0})(image, semantic_map)
     assert out_image.dtype == dtype and out_image.shape == image.shape and torch.equal(out_map, semantic_map)
     assert out_image.float().isfinite().all()
     # A float image has no bounds but its own: with one channel there is nothing to stretch it to.
@@ -187,10 +187,10 @@ def test_colours_change_and_the_map_does_not(field, channels, dtype):
 
 def test_contrast_is_stretched_and_histograms_are_equalised():
     image = photo(4) // 4 + 90
-    stretched, _ = augmentation(None, autocontrast=1.0)(image, blobs())
+    stretched, _ = augmentation(None, mean=(90,), autocontrast=1.0)(image, blobs())
     assert stretched.amin((1, 2)).tolist() == [0] * 4 and stretched.amax((1, 2)).min() >= 254
     dark = (photo(4).float() ** 2 / 255).byte()
-    even, _ = augmentation(None, equalize=1.0)(dark, blobs())
+    even, _ = augmentation(None, mean=(90,), equalize=1.0)(dark, blobs())
     assert dark.float().mean() < 90 and abs(even.float().mean() - 127.5) < 8
 
 
@@ -301,41 +301,104 @@ def test_blurring_and_sharpening_are_those_of_torchvision(seed, sides, sigma, fa
     if reach < min(sides):
         expected = v2.gaussian_blur(image, [2 * reach + 1] * 2, [sigma] * 2)
         # Another order of summation: where the sum is near a half, it may round to the other side.
-        off = (blur(image, sigma, reach).double() - expected.double()).abs()
-        assert off.max() <= (1 if dtype == torch.uint8 else 1e-3) and (off > 1e-3).double().mean() < 0.01
+        off = np.abs(blur(image.numpy(), sigma, reach) - expected.double().numpy())
+        assert off.max() <= (1 if dtype == torch.uint8 else 1e-3) and (off > 1e-3).mean() < 0.01
     low, high = (0, 255) if dtype == torch.uint8 else image.aminmax()
     unit = image if dtype == torch.uint8 else (image - low) / (high - low)
     expected = v2.adjust_sharpness(unit, factor)
     expected = expected if dtype == torch.uint8 else expected * (high - low) + low
     # v2 rounds the blurred image to bytes as well, which `factor - 1` multiplies, and cuts fractions off at the end.
-    off = (sharpen(image, factor).double() - expected.double()).abs().max()
+    off = np.abs(sharpen(image.numpy(), factor) - expected.double().numpy()).max()
     assert off <= (2 if dtype == torch.uint8 else 1e-2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    channels=st.sampled_from([1, 3, 4]),
+    factors=st.tuples(*[st.floats(0.5, 1.5)] * 3),
+    turn=st.floats(-0.3, 0.3),
+    dtype=st.sampled_from([np.uint8, np.float32, np.float64]),
+)
+def test_recolouring_is_its_definition_and_measures_only_what_is_shown(seed, channels, factors, turn, dtype):
+    brightness, contrast, saturation = factors
+    image, where = photo(channels, seed=seed).numpy().astype(dtype), blobs(seed=seed).numpy() > 0
+    where[:3] = True
+    values = image.astype(np.float64)
+    centre = values[:, where].mean(1)[:, None, None]
+    if channels == 3:
+        luma, i, q = (np.tensordot(row, values, 1) for row in
+                      ([0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]))  # fmt: skip
+        centre = np.tensordot([0.299, 0.587, 0.114], centre, 1)[None]
+        i, q = (saturation * part for part in (i * math.cos(turn) - q * math.sin(turn),
+                                               i * math.sin(turn) + q * math.cos(turn)))  # fmt: skip
+        back = np.linalg.inv([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+        values = np.tensordot(back, np.stack([luma, i, q]), 1)
+    expected = brightness * (contrast * values + (1 - contrast) * centre)
+    result = recolour(image, where, brightness, contrast, saturation, turn)
+    assert result.dtype == dtype
+    if dtype == np.uint8:
+        expected = expected.clip(0, 255)
+    assert np.abs(result - expected).max() <= (0.501 if dtype == np.uint8 else 1e-3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), low=st.integers(0, 100), span=st.integers(0, 155), channels=st.sampled_from([1, 3, 5]))
+def test_contrast_and_histogram_are_those_of_torchvision(seed, low, span, channels):
+    image = (low + photo(channels, seed=seed).float() * span / 255).byte()
+    everywhere = np.ones((60, 80), bool)
+    off = autocontrast(image.numpy(), everywhere) - v2.autocontrast(image[:, None])[:, 0].int().numpy()
+    assert np.abs(off).max() <= 1  # v2 cuts fractions off
+    expected = v2.equalize(image[:, None])[:, 0].numpy()
+    assert (equalize(image.numpy(), everywhere) == expected).all()
+    # Where nothing is shown, anything may stand.
+    where, beyond = blobs(seed=seed).numpy() > 0, image.numpy().copy()
+    if where.any():
+        beyond[:, ~where] = 255 - beyond[:, ~where]
+        for operation in (autocontrast, equalize):
+            assert (operation(beyond, where) == operation(image.numpy(), where))[:, where].all()
 
 
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
-    angle=st.floats(-180, 180),
-    dtypes=st.sampled_from([(torch.uint8, torch.int16), (torch.float32, torch.int32), (torch.uint8, torch.int64)]),
+    sides=st.tuples(st.integers(2, 70), st.integers(2, 70)),  # v2 0.29 does not resize a single column
+    size=st.tuples(st.integers(2, 60), st.integers(2, 60)),
+    flips=st.tuples(st.sampled_from([-1, 1]), st.sampled_from([-1, 1])),
+    dtype=st.sampled_from([torch.uint8, torch.float32, torch.uint16]),
 )
-def test_rotation_is_that_of_torchvision(seed, size, angle, dtypes):
-    cos, sin = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
-    large = [max(a, math.ceil(a * cos + b * sin - 1e-6)) for a, b in (size, size[::-1])]
-    image, semantic_map = photo(3, *large, seed=seed).to(dtypes[0]), blobs(*large, seed=seed).to(dtypes[1])
-    expected = v2.rotate(image, angle, InterpolationMode.BILINEAR)
-    expected_map = v2.rotate(semantic_map[None].double(), angle)[0]
-    top, left = ((b - a) // 2 for a, b in zip(size, large, strict=True))
-    out_image, out_map = rotate(image, semantic_map, angle, size)
-    assert (out_image.dtype, out_map.dtype) == dtypes and out_image.shape[1:] == out_map.shape == size
-    # v2 blends the outermost pixels of the large image with what lies outside, so those are left out.
-    rows, columns = (slice(min(1, side - 1), max(1, side - 1)) for side in size)
-    if min(size) > 2:
-        off = out_image.double() - v2.crop(expected, top, left, *size).double()
-        assert off[:, rows, columns].abs().max() <= 1
-        # Half-way between two pixels, either is the nearest.
-        other = out_map != v2.crop(expected_map, top, left, *size)
-        assert other[rows, columns].double().mean() <= 0.02
+def test_an_upright_sample_is_a_resized_crop_of_torchvision(seed, sides, size, flips, dtype):
+    image = photo(3, *sides, seed=seed).to(dtype)
+    step = np.divide(sides, size)
+    places = np.column_stack([np.diag(step * flips), np.where(np.array(flips) > 0, 0.5 * step, sides - 0.5 * step) - 0.5])
+    out = np.zeros((3, *size), np.uint8 if dtype == torch.uint8 else np.float32)
+    sample(image, places, np.ones(size, bool), out)
+    expected = v2.resize(image.float(), list(size), antialias=True)
+    expected = expected.flip([axis - 2 for axis in range(2) if flips[axis] < 0]).double().numpy()
+    # Of one axis that shrinks and one that grows, bytes are rounded twice.
+    assert np.abs(out - expected).max() <= (1.01 if dtype == torch.uint8 else 1e-2)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1.37, 2.0])
+def test_turned_image_and_map_show_the_same_places(scale):
+    """Image and map hold the row, then the column, that they were read from; nearest is at most half a pixel off."""
+    augment = augmentation(
+        (90, 110), scale=(scale, scale), rotation=180.0, horizontal_flip=0.5, vertical_flip=0.5, mean=(0,)
+    )
+    for seed in range(10):
+        places = []
+        for ids in (torch.arange(150)[:, None].expand(150, 150), torch.arange(150).expand(150, 150)):
+            torch.manual_seed(seed)
+            image, semantic_map = augment(ids[None].double(), ids)
+            shown = semantic_map != IGNORE
+            off = image[0][shown] - semantic_map[shown]
+            assert shown.double().mean() > 0.3 and off.abs().max() <= 0.5 + 1e-3 and abs(off.mean()) < 0.02
+            places.append(image[0])
+        down, across = (torch.stack([place.diff(dim=axis)[40:50, 50:60] for place in places]).flatten(1)
+                        for axis in range(2))  # fmt: skip
+        # Neighbours lie 1 / scale apart, but for the rounding of a window to whole pixels, and at right angles.
+        assert all((step.norm(dim=0) * scale - 1).abs().max() < 1e-2 for step in (down, across))
+        assert (down * across).sum(0).abs().max() < 1e-2
 
 
 @pytest.mark.parametrize("layout", [(1, 2, 0), (0, 1, 2)])

@@ -219,7 +219,9 @@ def test_many_classes_are_folded():
 
 
 def blocks(card: str) -> list[str]:
-    return re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    """The Python code of a card."""
+    tokens = MarkdownIt("commonmark").parse(card.split("\n---\n", 1)[1])
+    return [token.content for token in tokens if token.type == "fence" and token.info == "python"]
 
 
 def test_both_usages_run_from_the_text_and_agree(run):

@@ -100,8 +100,10 @@ def traces(hub):
 # -- who may what ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("host,status", [("127.0.0.1", 200), ("localhost:80", 200), ("[::1]:8", 200),
-                                         ("evil.example", 421), ("127.0.0.1.evil.example:8787", 421), ("", 421)])  # fmt: skip
+@pytest.mark.parametrize("host,status", [
+    ("127.0.0.1", 200), ("localhost:80", 200), ("[::1]:8", 200), ("evil.example", 421), ("", 421),
+    ("127.0.0.1.evil.example:8787", 421),
+])  # fmt: skip
 def test_a_name_that_others_let_point_here_is_not_answered(hub, host, status):
     assert ask(hub, "GET", "/api/models", Host=host).status == status
 
@@ -121,8 +123,10 @@ def test_a_port_that_is_taken_is_said(hub, tmp_path):
 def test_roles(hub):
     reader, writer, stranger = (hub.create_token(*who) for who in (("ann", "read"), ("ann", "write"), ("eve",)))
     hub.create_org("lab", ["ann"])
-    for name, token, status in [("lab", writer, 200), ("ann", writer, 200), ("ann", reader, 403), ("lab", stranger, 403),
-                                ("ann", "", 401), ("ann", "hf_wrong", 401)]:  # fmt: skip
+    for name, token, status in [
+        ("lab", writer, 200), ("ann", writer, 200), ("ann", reader, 403), ("lab", stranger, 403), ("ann", "", 401),
+        ("ann", "hf_wrong", 401),
+    ]:  # fmt: skip
         body = {"name": f"net{status}", "organization": name}
         assert ask(hub, "POST", "/api/repos/create", body, token).status == status
     assert commit(hub, "lab/net200", {"a": "1"}, token=writer).status == 200
@@ -136,8 +140,8 @@ def test_roles(hub):
     who = ask(hub, "GET", "/api/whoami-v2", token=writer).json
     assert (who["name"], [org["name"] for org in who["orgs"]]) == ("ann", ["lab"])
     assert who["auth"]["accessToken"]["role"] == "write"
-    for answer in (ask(hub, "GET", "/api/whoami-v2", token="hf_no"), ask(hub, "GET", "/api/models", Authorization="Basic x",
-                                                                          token="")):  # fmt: skip
+    basic = ask(hub, "GET", "/api/models", token="", Authorization="Basic x")
+    for answer in (ask(hub, "GET", "/api/whoami-v2", token="hf_no"), basic):
         assert (answer.status, answer.code) == (401, None)
         assert answer.headers["x-error-message"] == "Invalid credentials in Authorization header"
 
@@ -149,13 +153,13 @@ def test_what_one_may_not_see_answers_as_what_is_not_there(hub):
     for path in (f"/api/models/{repo}", f"/api/models/{repo}/tree/main", f"/api/models/{repo}/refs",
                  f"/{repo}/resolve/main/a.txt", f"/api/models/{repo}/commits/main"):  # fmt: skip
         for token, status in (("", 401), (stranger, 404)):
-            hidden, missing = ask(hub, "GET", path, token=token), ask(hub, "GET", path.replace("secret", "no"), token=token)
+            hidden = ask(hub, "GET", path, token=token)
+            missing = ask(hub, "GET", path.replace("secret", "no"), token=token)
             assert (hidden.status, hidden.code, hidden.body) == (status, "RepoNotFound", missing.body)
         assert ask(hub, "GET", path).status == 200
     assert ask(hub, "GET", "/api/models", token=stranger).json == []
     assert len(ask(hub, "GET", "/api/models").json) == 1
-    oid, answer = batch(hub, repo, b"x", token=stranger)
-    assert answer.status == 404
+    assert batch(hub, repo, b"x", token=stranger)[1].status == 404
 
 
 def test_gated_files_must_be_asked_for(hub):
@@ -200,7 +204,7 @@ def test_ranges_etags_and_heads(hub):
     assert ask(hub, "GET", path, Range="bytes=0-1", If_Range='"other"').status == 200
     assert ask(hub, "GET", path, Range="bytes=0-1", If_Range=whole.headers["etag"]).status == 206
     text = ask(hub, "GET", f"/{repo}/resolve/{made}/t.txt")
-    assert text.headers["etag"] == '"%s"' % hashlib.sha1(b"blob 4\0text").hexdigest()
+    assert text.headers["etag"].strip('"') == hashlib.sha1(b"blob 4\0text").hexdigest()
     assert ask(hub, "GET", f"/{repo}/raw/main/w.bin").body.startswith(b"version https://git-lfs")
     missing = ask(hub, "HEAD", f"/{repo}/resolve/main/no.txt")
     assert (missing.status, missing.code, missing.headers["x-repo-commit"]) == (404, "EntryNotFound", made)
@@ -212,7 +216,8 @@ def test_ranges_etags_and_heads(hub):
 def test_pages_from_strangers_run_nothing(hub):
     repo = create(hub)
     commit(hub, repo, {"x.html": "<script>alert(1)</script>", "x.svg": "<svg/>", "a.png": "x"})
-    for name, kind in (("x.html", "text/plain; charset=utf-8"), ("x.svg", "text/plain; charset=utf-8"), ("a.png", "image/png")):
+    text = "text/plain; charset=utf-8"
+    for name, kind in (("x.html", text), ("x.svg", text), ("a.png", "image/png")):
         shown = ask(hub, "GET", f"/{repo}/resolve/main/{name}")
         assert shown.headers["content-type"] == kind and shown.headers["x-content-type-options"] == "nosniff"
         assert shown.headers["content-security-policy"].startswith("sandbox")
@@ -274,7 +279,7 @@ def test_lists_come_in_pages_and_a_page_is_of_one_commit(hub):
 def test_quota(hub):
     repo = create(hub)
     hub.quota_bytes = 5000
-    oid, refused = batch(hub, repo, bytes(6000))
+    refused = batch(hub, repo, bytes(6000))[1]
     assert refused.status == 403 and "Storage limit" in refused.json["error"]
     assert commit(hub, repo, {"a": "x" * 6000}).status == 403
     assert commit(hub, repo, {"a": "x" * 100}).status == 200
@@ -340,7 +345,8 @@ def test_xet_takes_only_what_has_its_hash(hub, monkeypatch):
         hub, "POST", f"{path}/v1/xorbs/default/{name}", body, token)  # fmt: skip
     tell = lambda *files: ask(hub, "POST", f"{path}/v1/shards", shard(files), token)  # noqa: E731
     assert tell((digest, sha256, segments)).status == 400  # no such xorb
-    for body, name in ((xorb[:-1], segments[0][0]), (xorb, "0" * 64), (b"", segments[0][0]), (xorb + b"x", segments[0][0])):
+    right = segments[0][0]
+    for body, name in ((xorb[:-1], right), (xorb, "0" * 64), (b"", right), (xorb + b"x", right)):
         assert upload(body, name).status == 400
     assert upload(xorb, "../../../x").status in (400, 404)
     assert upload(xorb, token="hf_no").status == 401 and upload(xorb, token=token[:-1] + "0").status == 401
@@ -396,15 +402,20 @@ def test_memory_stays_flat_while_64_mb_come_and_go(tmp_path):
         repo, content = create(hub), os.urandom(1 << 20)
         send_large(hub, repo, content)
         ask(hub, "GET", "/api/models")
-        peak = lambda: int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())[1]) // 1024  # noqa: E731
+
+        def peak():
+            status = Path(f"/proc/{server.pid}/status").read_text()
+            return int(re.search(r"VmHWM:\s+(\d+)", status)[1]) // 1024
+
         before = peak()
         content = content * 64
         large = send_large(hub, repo, content)
         assert commit(hub, repo, {"w.bin": large}).status == 200
         assert ask(hub, "GET", f"/{repo}/resolve/main/w.bin").body == content
-        lines = {f"{i}.txt": "a" * (9 << 20) for i in range(4)}
-        assert commit(hub, repo, lines).status == 200  # a commit needs its largest line, never all of them
-        assert peak() - before < 64
+        assert peak() - before < 24
+        lines = {f"{i}.txt": "a" * (9 << 20) for i in range(10)}
+        assert commit(hub, repo, lines).status == 200  # a commit needs its largest line some times, never all of them
+        assert peak() - before < 80
     finally:
         server.kill()
         server.wait()
@@ -417,7 +428,8 @@ def test_the_answer_to_a_refused_upload_is_seen(hub):
     assert (refused.status, refused.code) == (404, "RepoNotFound")
     assert ask(hub, "PUT", "/uploads/1/2/3/4/5", bytes(10 << 20), "").status == 403
     assert ask(hub, "PATCH", "/api/models/me/net").status == 405
-    assert ask(hub, "POST", "/api/repos/create", "[1]").status == 400 == ask(hub, "POST", "/api/repos/create", "{").status
+    for body in ("[1]", "{", '"x"', '{"name": 3}'):
+        assert ask(hub, "POST", "/api/repos/create", body).status == 400
 
 
 def test_it_stops_while_somebody_downloads(tmp_path):

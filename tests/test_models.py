@@ -28,6 +28,7 @@ import hfseg
 from hfseg.errors import UserError
 from hfseg.labels import LabelSchema
 from hfseg.models import FAMILIES, family_of, load_for_inference, load_model
+from hfseg.models.networks import MODELS
 from hfseg.transfer import plan_transfer
 from runs import TINY, environment, small_recipe
 
@@ -53,6 +54,12 @@ CONFIGS = {
 }  # fmt: skip
 
 
+def test_every_family_of_the_table_is_tested():
+    """Here, or in test_networks."""
+    assert {name for name in FAMILIES if not name.startswith("hfseg_")} == set(CONFIGS)
+    assert {name for name in FAMILIES if name.startswith("hfseg_")} == {config.model_type for config in MODELS}
+
+
 def save(folder, config, names=("a", "b")):
     """A checkpoint as transformers writes it."""
     from transformers import AutoModelForSemanticSegmentation
@@ -66,7 +73,7 @@ def save(folder, config, names=("a", "b")):
     return model
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CONFIGS)
 def test_every_family_loads_relabels_trains_and_loads_again(name, tmp_path):
     save(tmp_path / "old", CONFIGS[name])
     model, processor = load_model(str(tmp_path / "old"), SCHEMA)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-
 from model_tester import CHECKS, Case, maker
 
 RESNET, MOBILE = "tu-test_resnet", "mobilenet_v3_small"
@@ -19,7 +18,7 @@ CASES = {
     "deeplabv3plus": Case("hfseg/deeplabv3plus", RESNET, {"options": {"decoder_channels": 16}}),
     "pan": Case("hfseg/pan", RESNET, {"options": {"decoder_channels": 16}}),
     "linknet": Case("hfseg/linknet", RESNET),
-    "manet": Case("hfseg/manet", RESNET, {"options": {"decoder_channels": [16, 16, 8, 8, 8], "decoder_pab_channels": 8}}),
+    "manet": Case("hfseg/manet", RESNET, {"options": {**NARROW["options"], "decoder_pab_channels": 8}}),
     "upernet": Case("hfseg/upernet", "tu-test_convnext", {"options": {"decoder_channels": 16}}),
     "segformer": Case("hfseg/segformer", "mit_b0", {"options": {"decoder_segmentation_channels": 16}}),
     "dpt": Case("hfseg/dpt", "tu-test_vit", {"options": {

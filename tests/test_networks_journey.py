@@ -9,9 +9,12 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_networks import CASES
 
-from hfseg import Segmenter
-from runs import environment, hfseg
+from hfseg import LocalHub, Segmenter, train
+from hfseg.errors import UserError
+from hfseg.recipe_reading import load_recipe
+from runs import environment, hfseg, small_recipe
 
 CODE = """
 import sys, logging, numpy as np, torch
@@ -69,13 +72,40 @@ def test_another_process_loads_it_with_the_auto_classes_and_a_pipeline(run, tmp_
     np.testing.assert_allclose(np.load(tmp_path / "image.npy.logits.npy"), mine, atol=1e-4 * np.abs(mine).max())
 
 
-def test_a_backbone_that_is_not_there_is_refused_with_the_nearest_name(tmp_path):
-    printed = hfseg("train", "--model.name", "hfseg/unet", "--model.backbone", "resnet188", "--data.path",
-                    "shapes/target", "--output_dir", tmp_path / "run", status=2)
-    assert "did you mean resnet18" in printed and "Traceback" not in printed
+@pytest.mark.parametrize("name", ["fcn", "segnet", "hrnet", "dpt", "pspnet"])
+def test_every_kind_of_network_goes_through_the_loop_and_the_evaluator(name, tmp_path):
+    """Crops that no stride divides, an auxiliary head, features that no decoder reads."""
+    CASES[name].write(tmp_path / "checkpoint")
+    recipe = small_recipe(tmp_path / "run", max_steps=2, per_device_train_batch_size=2)
+    recipe.model.name, recipe.model.config = str(tmp_path / "checkpoint"), {}
+    recipe.data.image_size, recipe.augment.crop_size = (60, 76), (60, 76)
+    assert train(recipe, verbose=False)["loss"] > 0
+    segmenter = Segmenter.from_pretrained(tmp_path / "run", tile=32 if name == "fcn" else None, tta="horizontal_flip")
+    assert segmenter(np.zeros((50, 90, 3), np.uint8)).semantic_map.shape == (50, 90)
 
 
 def test_resuming_with_another_backbone_is_refused(run):
-    printed = hfseg("train", "--config", run / "recipe.yaml", "--train.resume", "true", "--train.max_steps", "21",
-                    "--model.backbone", "test_resnet", status=2)  # fmt: skip
-    assert "does not fit" in printed
+    recipe = load_recipe(str(run / "recipe.yaml"))
+    recipe.train.resume, recipe.train.max_steps, recipe.model.backbone = True, 21, "test_resnet"
+    with pytest.raises(UserError, match="does not fit"):
+        train(recipe, verbose=False)
+
+
+def test_a_checkpoint_of_the_library_comes_from_a_hub(tmp_path):
+    import segmentation_models_pytorch as smp
+
+    smp.Unet("resnet18", encoder_weights=None, classes=3, decoder_channels=[16, 16, 8, 8, 8]).save_pretrained(
+        tmp_path / "smp")
+    code = """
+import sys
+from huggingface_hub import HfApi
+HfApi().create_repo("me/unet")
+HfApi().upload_folder(repo_id="me/unet", folder_path=sys.argv[1])
+import numpy, hfseg
+print(hfseg.Segmenter.from_pretrained("me/unet")(numpy.zeros((40, 50, 3), numpy.uint8)).semantic_map.shape)
+"""
+    with LocalHub(tmp_path / "hub") as hub:
+        token = hub.create_token("me")
+        done = subprocess.run([sys.executable, "-c", code, tmp_path / "smp"], capture_output=True, text=True,
+                              env={**environment(), **hub.environment(token), "HF_HOME": str(tmp_path / "home")})
+    assert "(40, 50)" in done.stdout, done.stderr

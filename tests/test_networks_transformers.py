@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-
 from model_tester import CHECKS, Case, maker
 from test_models import CONFIGS, save
 
@@ -22,7 +21,10 @@ def writer(name: str):
     return lambda folder, names: save(folder, copy.deepcopy(CONFIGS[name]), names)
 
 
-CASES = {name: Case(writer(name), unused=_UNUSED.get(name, ()), steps=20, rate=0.03 if "vit" in name else 5e-3) for name in CONFIGS}
+CASES = {
+    name: Case(writer(name), unused=_UNUSED.get(name, ()), steps=20, rate=0.03 if "vit" in name else 5e-3)
+    for name in CONFIGS
+}
 
 
 @pytest.fixture(scope="module")

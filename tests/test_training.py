@@ -90,7 +90,7 @@ def test_the_card_has_valid_metadata_with_the_true_scores(finished):
     assert card.data.library_name == "transformers" and card.data.pipeline_tag == "image-segmentation"
     assert card.data.base_model is None and card.data.license is None
     for name in results["per_category_iou"]:
-        assert f"| {name} |" in card.text
+        assert f"| `{name}` |" in card.text
 
 
 def test_what_was_saved_runs_in_transformers_alone_with_the_same_map(finished, tmp_path):

@@ -22,7 +22,7 @@ def card(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     from hfseg.hub.card import write_card
 
-    print(write_card(options.run, repo_id=options.repo_id))
+    print(write_card(options.run, repo_id=options.repo_id, say=print))
 
 
 def push(arguments: list[str]) -> None:

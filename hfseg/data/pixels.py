@@ -40,13 +40,14 @@ def sample(image: Tensor, places: np.ndarray, where: np.ndarray, out: np.ndarray
     margins = np.where(shrink < 1 - 1e-6, 1, 0)  # bilinear sampling takes from the pixels around
     ends = zip(reach(places, where.shape), margins, strict=True)
     rows, columns = (slice(max(0, low - margin), high + margin) for (low, high), margin in ends)
-    # Channels innermost, copied row by row: v2 would copy an image that lies so byte by byte.
-    window = torch.from_numpy(np.ascontiguousarray(image[:, rows, columns].permute(1, 2, 0).numpy()))
-    window = window.to(working_type(window.dtype)).permute(2, 0, 1)
+    window = image[:, rows, columns]
     before = np.array(window.shape[1:])
     after = np.maximum(1, np.round(before / shrink.clip(1))).astype(int)
     if (shrink > 1 + 1e-6).any():
-        window = F.resize(window, after.tolist(), antialias=True)
+        # Channels innermost, copied row by row: v2 would copy an image that lies so byte by byte.
+        window = torch.from_numpy(np.ascontiguousarray(window.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+        window = F.resize(window.to(working_type(image.dtype)), after.tolist(), antialias=True)
+    window = window.to(working_type(image.dtype))
     scale = after / before
     start = (places[:, 2] + 0.5 - [rows.start, columns.start]) * scale - 0.5
     places = np.column_stack([places[:, :2] * scale[:, None], start])

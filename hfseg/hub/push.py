@@ -21,7 +21,8 @@ from hfseg.run_directory import CARD, LABELS, LOG, RECIPE, RESULTS, SAMPLES
 
 # What a model's repository holds. Checkpoints, trackers' files, predictions and notes stay at home.
 PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "*processor_config.json", LABELS, RECIPE,
-             RESULTS, LOG, CARD, "LICENSE*", "*.png", "*.jpg", f"{SAMPLES}/*.png")  # fmt: skip
+             RESULTS, LOG, CARD, "LICENSE*", "*.png", "*.jpg", f"{SAMPLES}/*.png",
+             f"{SAMPLES}/inputs/*.png")  # fmt: skip
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{24,}\b")
 
@@ -152,7 +153,7 @@ def outdated(api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], revisi
         there = api.list_repo_files(repo_id, revision=revision)
     except HfHubHTTPError:  # a new branch
         return []
-    replaced = (f"{SAMPLES}/*.png", "model*.safetensors", "model*.safetensors.index.json")
+    replaced = (f"{SAMPLES}/*.png", f"{SAMPLES}/inputs/*.png", "model*.safetensors", "model*.safetensors.index.json")
     return [name for name in there if name not in files and any(_matches(name, pattern) for pattern in replaced)]
 
 

@@ -67,8 +67,8 @@ def list_models(
 
     Example:
         >>> [row] = list_models("lraspp")
-        >>> row.backbone, row.parameters, round(row.gflops, 1)
-        ('mobilenet_v3_large', 3221538, 4.2)
+        >>> row.backbone, row.parameters, row.side
+        ('mobilenet_v3_large', 3221538, 512)
     """
     own = {PREFIX + name: backbone or line.backbone for name, line in ARCHITECTURES.items()}
     names = own if backbone else {**dict.fromkeys(KNOWN_CONFIGS), **dict.fromkeys(_other_families()), **own}

@@ -58,9 +58,8 @@ def affine_bilinear(image: np.ndarray, places: np.ndarray, where: np.ndarray, ou
         >>> affine_bilinear(image, between, np.ones((1, 2), bool), np.empty((1, 1, 2), np.uint8))
         array([[[15, 20]]], dtype=uint8)
     """
-    image = np.ascontiguousarray(image)
     if image.dtype != np.uint8:
-        _interpolate(image, places, where, out)
+        _interpolate(np.ascontiguousarray(image), places, where, out)
         return out
     words = np.empty(image.shape[:2], np.uint32)
     for first in range(0, len(out), 4):
@@ -124,15 +123,17 @@ def _span(where):
 def _aim(places, y, first, height, width, offset, down, across):
     """Writes, for pixels of row y from column `first` on, which pixel of the source is the upper left one of the four
     around the wanted place, and how far that lies below it and to the right."""
-    row_step, column_step = places[0, 1], places[1, 1]
-    row, column = places[0, 0] * y + places[0, 2], places[1, 0] * y + places[1, 2]
+    exact = down.dtype.type
+    row_step, column_step = exact(places[0, 1]), exact(places[1, 1])
+    row = exact(places[0, 0] * y + places[0, 1] * first + places[0, 2])
+    column = exact(places[1, 0] * y + places[1, 1] * first + places[1, 2])
     bottom, right = np.int32(max(height - 2, 0)), np.int32(max(width - 2, 0))
     for x in range(len(offset)):
-        r = min(max(row_step * (x + first) + row, 0.0), height - 1.0)
-        c = min(max(column_step * (x + first) + column, 0.0), width - 1.0)
+        r = min(max(row_step * exact(x) + row, exact(0)), exact(height - 1))
+        c = min(max(column_step * exact(x) + column, exact(0)), exact(width - 1))
         whole_r, whole_c = min(np.int32(r), bottom), min(np.int32(c), right)
-        offset[x] = whole_r * width + whole_c
-        down[x], across[x] = r - whole_r, c - whole_c
+        offset[x] = whole_r * np.int32(width) + whole_c
+        down[x], across[x] = r - exact(whole_r), c - exact(whole_c)
 
 
 @compiled
@@ -142,13 +143,10 @@ def _pack(image, first, words):
     last = channels - 1
     second, third, fourth = min(first + 1, last), min(first + 2, last), min(first + 3, last)
     for y in range(height):
-        line = image[y].reshape(-1)
-        a, b, c, d = line[first:], line[second:], line[third:], line[fourth:]
         for x in range(width):
-            i = np.uint64(channels) * np.uint64(x)
             words[y, x] = (
-                np.uint32(a[i]) | np.uint32(b[i]) << np.uint32(8)
-                | np.uint32(c[i]) << np.uint32(16) | np.uint32(d[i]) << np.uint32(24)
+                np.uint32(image[y, x, first]) | np.uint32(image[y, x, second]) << np.uint32(8)
+                | np.uint32(image[y, x, third]) << np.uint32(16) | np.uint32(image[y, x, fourth]) << np.uint32(24)
             )  # fmt: skip
 
 
@@ -159,7 +157,7 @@ def _interpolate_words(words, places, where, out):
     rows, columns = where.shape
     flat = words.reshape(-1)
     to_right, to_below = np.uint64(width > 1), np.uint64(width if height > 1 else 0)
-    offset = np.empty(columns, np.uint64)
+    offset = np.empty(columns, np.uint32)
     down, across = np.empty(columns, np.float32), np.empty(columns, np.float32)
     corners = np.empty((4, columns), np.uint32)
     parts = corners.view(np.uint8)
@@ -168,7 +166,7 @@ def _interpolate_words(words, places, where, out):
         count = last - first
         _aim(places, y, first, height, width, offset[:count], down, across)
         for x in range(count):
-            i = offset[x]
+            i = np.uint64(offset[x])
             corners[0, x], corners[1, x] = flat[i], flat[i + to_right]
             i += to_below
             corners[2, x], corners[3, x] = flat[i], flat[i + to_right]
@@ -196,7 +194,7 @@ def _interpolate(image, places, where, out):
     flat = image.reshape(-1)
     to_right = np.uint64(channels if width > 1 else 0)
     to_below = np.uint64(width * channels if height > 1 else 0)
-    offset = np.empty(columns, np.uint64)
+    offset = np.empty(columns, np.uint32)
     down, across = np.empty(columns, image.dtype), np.empty(columns, image.dtype)
     for y in range(rows):
         first, last = _span(where[y])
@@ -204,7 +202,7 @@ def _interpolate(image, places, where, out):
         for x in range(last - first):
             if where[y, first + x]:
                 for channel in range(channels):
-                    i = offset[x] * np.uint64(channels) + np.uint64(channel)
+                    i = np.uint64(offset[x]) * np.uint64(channels) + np.uint64(channel)
                     j = i + to_below
                     upper = flat[i] + (flat[i + to_right] - flat[i]) * across[x]
                     lower = flat[j] + (flat[j + to_right] - flat[j]) * across[x]

@@ -68,7 +68,7 @@ def _parts(path: str, module: nn.Module, family: Family) -> list[tuple[str, str,
                 parts.append((inside, "pooling", []))
         elif not any(True for _ in child.children()):
             parts.append((inside, "layer", parameters))
-        elif _BLOCK.search(name):
+        elif path and _BLOCK.search(name):  # not the network itself, such as mobilenet_v2
             parts.append((inside, "block", parameters))
         else:
             parts += _parts(inside, child, family)

@@ -21,7 +21,7 @@ from hfseg.hub.local.rewriting import squash_branch
 from hfseg.hub.local.store import Repo, create_repo, delete_repo, find_repo, list_repos, move_repo, now, update_repo
 from hfseg.hub.local.wire import Call, Json, Routes, page
 
-routes = Routes()
+routes, last_routes = Routes(), Routes()
 _SORTS = {"lastModified": "lastModified", "createdAt": "createdAt", "id": "id"}
 _VISIBILITIES = ("public", "private", "protected")
 
@@ -238,14 +238,6 @@ def commits(call: Call):
     return page(call, told, call.number("limit", 1000, 1000))
 
 
-@routes.on("GET", "/api/{kind}/{name}(?:/(?:revision|tree|commits)/.*|/refs|/auth-check.*)?")
-@routes.on("POST", "/api/{kind}/{name}/(?:preupload|commit|paths-info|branch|tag)/.*")
-@routes.on("GET", "/{prefix}{name}/(?:resolve|raw)/.*")
-def without_namespace(call: Call):
-    """Names such as `gpt2`, which only the old repositories of huggingface.co have."""
-    return find_readable(call.hub.store, call.identity, call.repo_type, call.places["name"])
-
-
 def _expand(call: Call) -> list[str]:
     return [*call.query.getlist("expand"), *call.query.getlist("expand[]")]
 
@@ -279,3 +271,11 @@ def _check_namespace(call: Call, kind: str, name: str) -> None:
 def _check_gated(repo: Repo) -> None:
     if not repo.gated:
         raise HubError(400, f"{repo.name} is not gated: nobody has to ask for access")
+
+
+@last_routes.on("GET", "/api/{kind}/{name}(?:/(?:revision|tree|commits)/.*|/refs|/auth-check.*)?")
+@last_routes.on("POST", "/api/{kind}/{name}/(?:preupload|commit|paths-info|branch|tag)/.*")
+@last_routes.on("GET", "/{prefix}{name}/(?:resolve|raw)/.*")
+def without_namespace(call: Call):
+    """Names such as `gpt2`, which only the old repositories of huggingface.co have."""
+    return find_readable(call.hub.store, call.identity, call.repo_type, call.places["name"])

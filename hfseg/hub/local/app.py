@@ -28,7 +28,7 @@ from hfseg.hub.local.wire import Call, Json, answer
 # The first route that fits counts; the pages come last, as they take what is left.
 ROUTES = [
     *api_repos.routes, *api_files.routes, *api_commits.routes, *lfs.routes, *xet.routes, *api_discussions.routes,
-    *api_spaces.routes, *pages.routes,
+    *api_spaces.routes, *api_repos.last_routes, *pages.routes,
 ]  # fmt: skip
 
 _log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ class Hub:
         try:
             name = re.sub(r":\d+$", "", request.headers.get("host", ""))
             if self._only_loopback and not is_loopback(name.strip("[]")):
-                raise HubError(421, f"This hub is on loopback only, and not called {name[:100]}")
+                raise HubError(421, f"This hub is on loopback only, and its name is not {name[:100]!r}")
             response = await answer(lambda places: Call(request, self, places), ROUTES, request)
         except HubError as problem:
             response = _refusal(problem)
@@ -103,7 +103,7 @@ def is_loopback(host: str) -> bool:
 
 def _refusal(problem: HubError) -> Json:
     headers = {"X-Request-Id": secrets.token_hex(8), **problem.headers}
-    text = re.sub(r"[^\x20-\x7e]", "?", problem.message)[:500]
+    text = re.sub(r"[^\x20-\x7e]", "?", problem.message)[:500].strip()
     headers["X-Error-Message"] = text
     if problem.code:
         headers["X-Error-Code"] = problem.code

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hfseg.hub.local.files import Incoming, git_hash
+from hfseg.hub.local.files import Incoming, git_hash, sync_files
 from hfseg.hub.local.history import (
     EMPTY_TREE,
     MAIN,
@@ -195,6 +195,7 @@ def read_operations(
             raise HubError(400, f"The commit has an unknown operation {str(key)[:40]!r}")
     if header is None:
         raise HubError(400, "The commit is empty")
+    sync_files(operation.staged for operation in operations if operation.staged)
     if not isinstance(header.get("summary"), str) or not header["summary"].strip():
         raise HubError(400, "The commit needs a summary")
     return header, operations
@@ -241,6 +242,7 @@ def first_commit(store: Store, db: sqlite3.Connection, repo: Repo, author: str) 
         files["README.md"] = f"---\ntitle: {json.dumps(title)}\nsdk: {repo.data['sdk']}\npinned: false\n---\n"
     with store.files.workspace() as folder:
         made = [_add_regular(store, repo, Path(folder), path, text.encode()) for path, text in files.items()]
+        sync_files(operation.staged for operation in made)
         tree = _apply(store, db, repo, EMPTY_TREE, made)
     commit = add_commit(db, repo, tree, None, author, "initial commit")
     set_ref(db, repo, MAIN, commit.oid)
@@ -292,7 +294,12 @@ def add_changes(
     store: Store, db: sqlite3.Connection, repo: Repo, head: Commit, header: dict[str, Any],
     operations: list[Operation], author: str, quota: int | None = None,
 ) -> Commit:  # fmt: skip
-    """Adds a commit after another one, without moving a reference; see `commit_to_branch`."""
+    """Adds a commit after another one, without moving a reference; see `commit_to_branch`.
+
+    A commit without operations is none: a client that left out all files, as .gitignore says, gets the head.
+    """
+    if not operations:
+        return head
     tree = _apply(store, db, repo, head.tree, operations)
     if quota is not None and used_bytes(db, repo.namespace) > quota:
         raise over_quota(repo.namespace, quota)

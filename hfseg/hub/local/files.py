@@ -6,6 +6,8 @@ import hashlib
 import os
 import shutil
 import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 
@@ -31,8 +33,11 @@ class Files:
     def __init__(self, root: Path):
         self.folder, self.temporary = root / "files", root / "temporary"
         shutil.rmtree(self.temporary, ignore_errors=True)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.temporary.mkdir(parents=True, exist_ok=True)
+        self.temporary.mkdir(parents=True)
+        if not (self.folder / "ff").is_dir():
+            for first in range(256):
+                (self.folder / f"{first:02x}").mkdir(parents=True, exist_ok=True)
+            sync_files([self.folder, root])
 
     def path(self, key: str) -> Path:
         """Returns where the content with this hash is, or would be."""
@@ -67,9 +72,6 @@ class Files:
         target = self.path(key)
         if target.is_file():
             return False
-        if not target.parent.is_dir():
-            target.parent.mkdir()
-            sync_folder(self.folder)
         os.replace(source, target)
         return True
 
@@ -106,8 +108,7 @@ class Incoming:
         self.size += len(block)
 
     def finish(self) -> Path:
-        """Waits until all is on disk, so that it survives a power cut, and returns the file's path."""
-        os.fsync(self._file.fileno())
+        """Returns the path of the file, which is whole now; `sync_files` makes it survive a power cut."""
         self._file.close()
         return self.name
 
@@ -141,12 +142,21 @@ def pointer(sha256: str, size: int) -> bytes:
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n".encode()
 
 
-def sync_folder(folder: Path) -> None:
-    """Waits until the names in a folder are on disk."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def sync_files(paths: Iterable[Path]) -> None:
+    """Waits until files, or the names in folders, are on disk; many at once, as a disk writes them together.
+
+    Args:
+        paths: Files and folders.
+    """
+
+    def sync(path: Path) -> None:
+        if os.name == "nt" and path.is_dir():
+            return
+        handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(sync, paths))

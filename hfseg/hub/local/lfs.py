@@ -18,6 +18,7 @@ from hfseg.hub.local.access import (
 )
 from hfseg.hub.local.api_commits import blocks
 from hfseg.hub.local.commits import over_quota
+from hfseg.hub.local.files import sync_files
 from hfseg.hub.local.history import list_files, log, refs
 from hfseg.hub.local.problems import HubError
 from hfseg.hub.local.rewriting import forget_large_files
@@ -81,6 +82,7 @@ async def upload(call: Call):
 
 def _keep(call: Call, incoming) -> None:
     oid, repo_id, file = call.places["oid"], int(call.places["repo_id"]), incoming.finish()
+    sync_files([file])  # before the transaction: others must not wait for the disk
     with call.hub.store.write() as db:
         call.hub.store.place(file, oid)
         if db.execute("SELECT 1 FROM repos WHERE id = ?", (repo_id,)).fetchone() is None:

@@ -8,6 +8,8 @@ from hfseg.hub.local.problems import HubError
 
 _NAME = re.compile(r"[A-Za-z0-9_](?:[\w.\-]{0,94}[A-Za-z0-9_])?", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{7,40}")
+# First parts of the hub's own paths, which no user may be called by.
+_RESERVED = {"api", "datasets", "models", "spaces", "uploads", "xet", "login", "logout", "settings", "static"}
 _FORBIDDEN_PARTS = {"", ".", "..", ".git"}
 
 
@@ -32,6 +34,8 @@ def check_name(name: object, what: str = "repository") -> str:
     if not good or name.lower().endswith((".git", ".ipynb")):
         raise HubError(400, f"Invalid {what} name {str(name)[:100]!r}: letters, digits, '-', '_' and '.', at most 96, "
                             "no '--' or '..', no '-' or '.' at the ends, and not ending in .git or .ipynb")  # fmt: skip
+    if what == "user" and name.lower() in _RESERVED:
+        raise HubError(400, f"{name!r} is reserved for the hub itself: choose another user or organization name")
     return name
 
 

@@ -42,14 +42,13 @@ class LocalHub:
         UserError: When another process serves the folder, or the port is taken.
 
     Example:
-        >>> import tempfile
-        >>> from huggingface_hub import HfApi
-        >>> with LocalHub(tempfile.mkdtemp()) as hub:
-        ...     api = HfApi(endpoint=hub.url, token=hub.token)
-        ...     repo = api.create_repo("net").repo_id
-        ...     commit = api.upload_file(path_or_fileobj=b"hello", path_in_repo="a.txt", repo_id=repo)
-        ...     repo, api.list_repo_files(repo)
-        ('me/net', ['.gitattributes', 'a.txt'])
+        >>> import os, subprocess, sys, tempfile
+        >>> code = "from huggingface_hub import create_repo; print(create_repo('net').repo_id)"
+        >>> with LocalHub(tempfile.mkdtemp()) as hub:  # a process, as HF_ENDPOINT is read once, on import
+        ...     environment = os.environ | hub.environment()
+        ...     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True)
+        >>> run.stdout.decode().strip()
+        'me/net'
     """
 
     def __init__(
@@ -147,7 +146,8 @@ class LocalHub:
         host = self.host if is_loopback(self.host) else socket.gethostname()
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
         config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none",
-                                timeout_graceful_shutdown=2, timeout_keep_alive=60, server_header=False)  # fmt: skip
+                                timeout_graceful_shutdown=2, timeout_keep_alive=60, server_header=False,
+                                proxy_headers=False)  # fmt: skip
         self._server = uvicorn.Server(config)
         self._thread = threading.Thread(target=self._server.run, args=([listener],), name="hfseg hub", daemon=True)
         self._thread.start()

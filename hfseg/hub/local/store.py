@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from hfseg.errors import UserError
-from hfseg.hub.local.files import Files, sync_folder
+from hfseg.hub.local.files import Files, sync_files
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -137,8 +137,8 @@ class Store:
             db.execute("BEGIN IMMEDIATE")
             try:
                 yield db
-                for folder in {self.files.path(key).parent for key in self._placed}:
-                    sync_folder(folder)  # the database must never name a file that a power cut can take away
+                # The database must never name a file that a power cut can take away.
+                sync_files({self.files.path(key).parent for key in self._placed})
                 db.execute("COMMIT")
             except BaseException:
                 if db.in_transaction:
@@ -155,7 +155,7 @@ class Store:
         """Puts a finished file in its place, inside of a transaction: if that fails, the file goes again.
 
         Args:
-            source: From `Incoming.finish`.
+            source: From `Incoming.finish`, and on disk (`sync_files`).
             key: The hash of its content; the caller has checked it.
         """
         assert self.read().in_transaction

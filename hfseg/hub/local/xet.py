@@ -20,6 +20,7 @@ from hfseg.hub.local import xet_format
 from hfseg.hub.local.access import check_may_propose, check_may_write, check_signature, find_readable, sign
 from hfseg.hub.local.api_commits import blocks
 from hfseg.hub.local.commits import over_quota
+from hfseg.hub.local.files import sync_files
 from hfseg.hub.local.problems import HubError
 from hfseg.hub.local.store import Repo, Store, add_object, object_size, used_bytes
 from hfseg.hub.local.wire import Call, Json, Routes
@@ -172,6 +173,7 @@ def _make_file(call: Call, repo: Repo, file: xet_format.ShardFile) -> None:
         if incoming.sha256.hexdigest() != file.sha256:
             raise xet_format.XetError("a file does not have the SHA-256 that the shard tells")
         finished = incoming.finish()
+        sync_files([finished])
         with store.write() as db:
             store.place(finished, file.sha256)
             add_object(db, repo, file.sha256, total)

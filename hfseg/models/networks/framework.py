@@ -194,8 +194,7 @@ def copy_into(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """
     own = module.state_dict()
     wrong = [name for name, tensor in own.items()
-             if name not in weights and not name.endswith("num_batches_tracked")
-             or name in weights and weights[name].shape != tensor.shape]
+             if (weights[name].shape != tensor.shape if name in weights else not name.endswith("num_batches_tracked"))]
     if wrong:
         raise ValueError(f"{len(wrong)} of {len(own)} weights are missing or have another shape, such as {wrong[0]}")
     with torch.no_grad():

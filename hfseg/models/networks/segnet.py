@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 
 from torch import Tensor, nn
 
@@ -101,7 +102,7 @@ def convolutions(widths: list[int]) -> nn.Sequential:
         The layers; sides stay as they are.
     """
     layers: list[nn.Module] = []
-    for into, out in zip(widths, widths[1:]):
+    for into, out in pairwise(widths):
         layers += [nn.Conv2d(into, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
         nn.init.kaiming_normal_(layers[-3].weight, nonlinearity="relu")
         nn.init.zeros_(layers[-3].bias)
