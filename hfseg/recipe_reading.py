@@ -190,12 +190,13 @@ def check(recipe: Recipe) -> None:
         "eval.batch_size": recipe.eval.batch_size,
         "eval.eval_epochs": recipe.eval.eval_epochs,
         "transfer.head_learning_rate_factor": recipe.transfer.head_learning_rate_factor,
+        "transfer.stages": recipe.transfer.stages,
     }
     optional = {
         "train.save_steps": train.save_steps, "eval.eval_steps": recipe.eval.eval_steps,
         "train.overfit": train.overfit, "train.early_stopping": train.early_stopping,
         "data.max_train_samples": data.max_train_samples, "data.max_eval_samples": data.max_eval_samples,
-        "train.max_grad_norm": train.max_grad_norm,
+        "train.max_grad_norm": train.max_grad_norm, "transfer.head_steps": recipe.transfer.head_steps,
     }
     for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
         if not value > 0:
@@ -231,9 +232,6 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{name} is {getattr(train, name.split('.')[1])}", "0 or more, below 1")
     if not recipe.loss.terms:
         raise UserError("loss.terms is empty", "at least one loss with its weight, such as {cross_entropy: 1.0}")
-    if recipe.model.backbone:
-        raise UserError("no model family here takes a backbone by name yet", fix="leave model.backbone out; "
-                        "model.name chooses the whole network")
     if recipe.hub.push_to_hub and not recipe.hub.repo_id:
         raise UserError("hub.push_to_hub is set without hub.repo_id", "user/name", "--hub.repo_id me/my-model")
 

@@ -156,6 +156,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     # Model: what is loaded, what trains, what is minimised.
     model, processor = load_model(
         recipe.model.name, labels=schema, revision=recipe.model.revision, weights=recipe.model.weights,
+        backbone=recipe.model.backbone, backbone_weights=recipe.model.backbone_weights,
         config=recipe.model.config, channels=channels, image_size=recipe.data.image_size,
         trust_remote_code=recipe.model.trust_remote_code,
     )  # fmt: skip
@@ -168,6 +169,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     plan = plan_transfer(
         model, family, recipe.transfer.strategy, config.learning_rate,
         1.0 if from_scratch else recipe.transfer.head_learning_rate_factor, config.weight_decay,
+        stages=recipe.transfer.stages, head_steps=recipe.transfer.head_steps,
     )  # fmt: skip
     say(plan.table())
     weights = class_weights(recipe.loss.class_weights, counts, schema.names)
@@ -182,7 +184,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         model.compile()
     auxiliary = capture_auxiliary_head(model)
     average = MovingAverage(model.to(device), config.ema) if config.ema else None
-    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=family.unused_parameters)
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=(
+        family.unused_parameters or plan.switches))
     network, optimizer = accelerator.prepare(model, build_optimizer(plan.groups, config))
     segmenter = Segmenter(model, processor, palette=schema.palette, tile=recipe.eval.tile, tta=recipe.eval.tta)
     evaluator = Evaluator(
@@ -211,7 +214,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                                 f"a new run can start from the weights: --model.name {run.path} --output_dir NEW")
         origin = found.parent.parent / RECIPE
         was = load_recipe(str(origin)).model if origin.is_file() else recipe.model
-        if (was.name, was.weights, was.revision) != (recipe.model.name, recipe.model.weights, recipe.model.revision):
+        begun = [(part.name, part.backbone, part.weights, part.revision) for part in (was, recipe.model)]
+        if begun[0] != begun[1]:
             raise UserError(f"checkpoint {found} does not fit the recipe: it began as model {was.name} "
                             f"({was.weights}), and the recipe says {recipe.model.name} ({recipe.model.weights})",
                             "the model section of the run that wrote it", "leave the --model flags out")
@@ -348,6 +352,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             if progress.step >= total:
                 break
 
+            plan.at_step(progress.step, total, model, optimizer)
             set_learning_rate(optimizer, rate_factor(progress.step, total, config))
             for _ in range(accumulation):
                 batch = next_batch(batches)

@@ -46,6 +46,17 @@ def test_the_guard_ends_a_process_that_looks_outside(tmp_path):
         assert run(hub, code, tmp_path).returncode == 99
 
 
+def test_the_command_line_hf(tmp_path):
+    with LocalHub(tmp_path / "hub") as hub:
+        (tmp_path / "a.txt").write_text("hello")
+        code = "import sys; from huggingface_hub.cli.hf import main; main()"
+        for words in (("auth", "whoami"), ("repo", "create", "net"), ("upload", "me/net", str(tmp_path / "a.txt"), "a.txt"),
+                      ("download", "me/net", "a.txt", "--local-dir", str(tmp_path / "back"))):  # fmt: skip
+            ran = run(hub, code, tmp_path, *words)
+            assert ran.returncode == 0, (words, ran.stdout, ran.stderr)
+        assert (tmp_path / "back" / "a.txt").read_text() == "hello"
+
+
 PUSH = """
 import os
 from huggingface_hub import HfApi

@@ -274,6 +274,12 @@ def test_lists_come_in_pages_and_a_page_is_of_one_commit(hub):
         path = re.fullmatch(r'<http://[^/]*(/.*)>; rel="next"', link)[1] if link else None
         commit(hub, repo, {"d/000a": "pushed in between"})
     assert found == [f"d/{i:03}" for i in range(25)]
+    for number in range(3):
+        create(hub, f"m{number}")
+    first = ask(hub, "GET", "/api/models?search=m&limit=2&sort=createdAt&full=true")
+    second = ask(hub, "GET", re.search(r"<http://[^/]*(/.*)>", first.headers["link"])[1])
+    assert [m["id"] for m in first.json + second.json] == ["me/m2", "me/m1", "me/m0", "me/net"]
+    assert "link" not in second.headers and first.json[0]["siblings"]
 
 
 def test_quota(hub):
@@ -361,6 +367,9 @@ def test_xet_takes_only_what_has_its_hash(hub, monkeypatch):
         answer = tell(wrong)
         assert answer.status == 400 and "Xet" in answer.json["error"]
     assert ask(hub, "POST", f"{path}/v1/shards", shard([(digest, sha256, segments)])[:-20], token).status == 400
+    hub.quota_bytes = 10
+    assert tell((digest, sha256, segments)).status == 403
+    hub.quota_bytes = None
     assert traces(hub) == before
     assert commit(hub, repo, {"w.bin": {"oid": sha256}}).status == 400
     assert tell((digest, sha256, segments)).status == 200

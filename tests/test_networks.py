@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from model_tester import CHECKS, Case, maker
 
 RESNET, MOBILE = "tu-test_resnet", "mobilenet_v3_small"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 
 import pytest
-from model_tester import CHECKS, Case, maker
 from test_models import CONFIGS, save
+
+from model_tester import CHECKS, Case, maker
 
 _UNUSED = {
     # What transformers' heads leave out: the last of the hidden states, a sum with nothing before it.

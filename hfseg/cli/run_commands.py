@@ -149,3 +149,16 @@ def quickstart(arguments: list[str]) -> None:
     from hfseg.quickstart import run_quickstart
 
     run_quickstart(options.output_dir, compare=options.compare, overrides=flags)
+
+
+def models(arguments: list[str]) -> None:
+    """List networks."""
+    parser = Parser("hfseg models", description="List networks with their size and cost, at 21 classes and 512 x 512.")
+    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family or backbone")
+    parser.add_argument("--backbone", help="hfseg's own networks on this backbone")
+    parser.add_argument("--max_parameters", type=float, metavar="MILLIONS", help="no larger ones")
+    parser.add_argument("--max_gflops", type=float, metavar="GFLOPS", help="no costlier ones")
+    options = parser.parse_args(arguments)
+    from hfseg.models.listing import list_models, print_models
+
+    print_models(list_models(**vars(options)))

@@ -194,16 +194,16 @@ class Augmentation:
         pixels[:] = fill
         for layer in layers:
             sample(*layer, out=pixels)
-        if shown.any():
-            pixels = self._recolour(draw, pixels, shown)
-        if draw.random() < config.cutout:
+        coloured = self._recolour(draw, pixels, shown) if shown.any() else pixels
+        erased = draw.random() < config.cutout
+        if erased:
             _erase(draw, ids)
         outside = ids == OUTSIDE
         ids = ids.astype(stored)
-        if outside.any():
-            np.copyto(pixels, fill, where=outside)
-            ids[outside] = self.ignore_index
-        return torch.from_numpy(pixels), torch.from_numpy(ids)
+        ids[outside] = self.ignore_index
+        if erased or coloured is not pixels:
+            np.copyto(coloured, fill, where=outside)
+        return torch.from_numpy(coloured), torch.from_numpy(ids)
 
     def _place(
         self, draw: random.Random, semantic_map: Tensor, size: tuple[int, int], rare: bool

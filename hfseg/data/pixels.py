@@ -36,31 +36,32 @@ def sample(image: Tensor, places: np.ndarray, where: np.ndarray, out: np.ndarray
     """
     if not where.any():
         return
-    shrink = np.hypot(places[:, 0], places[:, 1])
-    margins = np.where(shrink < 1 - 1e-6, 1, 0)  # bilinear sampling takes from the pixels around
-    ends = zip(reach(places, where.shape), margins, strict=True)
-    rows, columns = (slice(max(0, low - margin), high + margin) for (low, high), margin in ends)
-    window = image[:, rows, columns]
-    before = np.array(window.shape[1:])
-    after = np.maximum(1, np.round(before / shrink.clip(1))).astype(int)
-    if (shrink > 1 + 1e-6).any():
+    window, after, inner = [], [], []
+    for (down, across, start), full in zip(places.tolist(), image.shape[1:], strict=True):
+        step = math.hypot(down, across)
+        margin = 1 if step < 1 - 1e-6 else 0  # bilinear sampling takes from the pixels around
+        low, high = reach((down, across, start), where.shape)
+        low, high = max(0, low - margin), min(full, high + margin)
+        window.append(slice(low, high))
+        after.append(max(1, round((high - low) / max(1, step))))
+        scale = after[-1] / (high - low)
+        inner.append((down * scale, across * scale, (start + 0.5 - low) * scale - 0.5))
+    image = image[:, *window]
+    if after != list(image.shape[1:]):
         # Channels innermost, copied row by row: v2 would copy an image that lies so byte by byte.
-        window = torch.from_numpy(np.ascontiguousarray(window.permute(1, 2, 0).numpy())).permute(2, 0, 1)
-        window = F.resize(window.to(working_type(image.dtype)), after.tolist(), antialias=True)
-    window = window.to(working_type(image.dtype))
-    scale = after / before
-    start = (places[:, 2] + 0.5 - [rows.start, columns.start]) * scale - 0.5
-    places = np.column_stack([places[:, :2] * scale[:, None], start])
-    if np.allclose(np.abs(places[:, :2]), np.eye(2), rtol=0, atol=1e-9):  # nothing lies between two pixels
-        steps = np.diag(places).round().astype(int)
-        first = np.where(steps > 0, -start, start - after + 1).round().astype(int)
-        rows, columns = (slice(at, at + side) for at, side in zip(first, after, strict=True))
-        where = where[rows, columns]
-        np.copyto(
-            out[:, rows, columns], window.numpy()[:, :: steps[0], :: steps[1]], where=bool(where.all()) or where
-        )
-    else:
-        affine_bilinear(window.permute(1, 2, 0).numpy(), places, where, out)
+        image = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
+        image = F.resize(image.to(working_type(image.dtype)), after, antialias=True)
+    pixels = image.to(working_type(image.dtype)).permute(1, 2, 0).numpy()
+    (down, askew, top), (askew_too, across, left) = inner
+    if max(abs(abs(down) - 1), abs(askew), abs(askew_too), abs(abs(across) - 1)) > 1e-9:
+        affine_bilinear(pixels, np.array(inner), where, out)
+        return
+    # Nothing lies between two pixels: a copy.
+    top, left = (round(-at if step > 0 else at - side + 1)
+                 for step, at, side in zip((down, across), (top, left), after, strict=True))  # fmt: skip
+    target = slice(top, top + after[0]), slice(left, left + after[1])
+    pixels = pixels[:: round(down), :: round(across)].transpose(2, 0, 1)
+    np.copyto(out[:, *target], pixels, where=bool(where[target].all()) or where[target])
 
 
 def recolour(image, where, brightness: float, contrast: float, saturation: float, turn: float) -> np.ndarray:

@@ -8,6 +8,7 @@ flipping in one, so that each pixel is computed once, and only those that are as
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -68,25 +69,23 @@ def affine_bilinear(image: np.ndarray, places: np.ndarray, where: np.ndarray, ou
     return out
 
 
-def reach(places: np.ndarray, size: tuple[int, int]) -> list[tuple[int, int]]:
-    """Returns which part of the source a result of some size covers, outermost edges of its pixels included.
+def reach(place: Sequence[float], size: tuple[int, int]) -> tuple[int, int]:
+    """Returns which rows (or columns) of the source a result covers, outermost edges of its pixels included.
 
     Args:
-        places: (2, 3) float64.
+        place: A row of the map of places.
         size: (h, w) of the result.
 
     Returns:
-        First row and the one after the last, then columns; they may lie beyond the source.
+        The first and the one after the last; they may lie beyond the source.
 
     Example:
-        >>> reach(np.array([[0.5, 0, -0.25], [0, 2, 0.5]]), (4, 4))
-        [(0, 2), (0, 8)]
+        >>> reach([0.5, 0, -0.25], (4, 4))
+        (0, 2)
     """
-    corners = np.array([[y, x, 1] for y in (-0.5, size[0] - 0.5) for x in (-0.5, size[1] - 0.5)])
-    ends = corners @ places.T + 0.5
-    return [
-        (math.floor(low + 1e-6), math.ceil(high - 1e-6)) for low, high in zip(ends.min(0), ends.max(0), strict=True)
-    ]
+    ends = [sorted((-0.5 * step, (side - 0.5) * step)) for step, side in zip(place, size, strict=False)]
+    low, high = (place[2] + 0.5 + down + across for down, across in zip(*ends, strict=True))
+    return math.floor(low + 1e-6), math.ceil(high - 1e-6)
 
 
 @compiled(fastmath=_FAST)
@@ -96,15 +95,25 @@ def _nearest(ids, places, outside, out):
     flat = ids.reshape(-1)
     offset, inside = np.empty(columns, np.uint64), np.empty(columns, np.bool_)
     row_step, column_step = places[0, 1], places[1, 1]
+    level = row_step == 0 and places[1, 0] == 0  # every row takes the same columns
+    aimed = False
     for y in range(rows):
         row, column = places[0, 0] * y + places[0, 2] + (0.5 + _TIE), places[1, 0] * y + places[1, 2] + (0.5 + _TIE)
+        base = np.uint64(0)
+        if level:
+            if row < 0 or row >= height:
+                out[y] = outside
+                continue
+            base, row = np.uint64(np.int64(row) * width), 0.0
+        if not (level and aimed):
+            for x in range(columns):
+                r, c = row_step * x + row, column_step * x + column
+                inside[x] = (r >= 0) & (r < height) & (c >= 0) & (c < width)
+                r, c = min(max(r, 0.0), height - 1.0), min(max(c, 0.0), width - 1.0)
+                offset[x] = np.int32(r) * width + np.int32(c)
+            aimed = True
         for x in range(columns):
-            r, c = row_step * x + row, column_step * x + column
-            inside[x] = (r >= 0) & (r < height) & (c >= 0) & (c < width)
-            r, c = min(max(r, 0.0), height - 1.0), min(max(c, 0.0), width - 1.0)
-            offset[x] = np.int32(r) * width + np.int32(c)
-        for x in range(columns):
-            here = flat[offset[x]]
+            here = flat[base + offset[x]]
             out[y, x] = here if inside[x] else outside
 
 

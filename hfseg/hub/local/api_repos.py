@@ -13,7 +13,7 @@ from hfseg.hub.local.access import (
     may_see,
 )
 from hfseg.hub.local.commits import first_commit
-from hfseg.hub.local.describing import describe, matches, narrowed
+from hfseg.hub.local.describing import describe, is_called, narrowed
 from hfseg.hub.local.history import find_revision, log
 from hfseg.hub.local.names import check_name
 from hfseg.hub.local.problems import HubError
@@ -131,8 +131,10 @@ def list_all(call: Call):
     for repo in list_repos(db, call.repo_type):
         if not may_see(call.identity, repo) or (query.get("gated") and bool(repo.gated) != call.flag("gated")):
             continue
+        if not is_called(repo.name, query.get("search", ""), query.get("author", "")):
+            continue
         told = describe(db, files, repo)
-        if matches(told, query.get("search", ""), query.get("author", ""), filters, query.get("pipeline_tag", "")):
+        if set(filters) <= set(told["tags"]) and query.get("pipeline_tag", "") in ("", told.get("pipeline_tag")):
             found.append(told)
     sort = _SORTS.get(query.get("sort", "lastModified"))
     if sort:

@@ -89,30 +89,23 @@ def lfs_of(entry: Entry) -> dict[str, Any] | None:
     return {"oid": entry.sha256, "size": entry.size, "pointerSize": len(pointer(entry.sha256, entry.size))}
 
 
-def matches(told: dict[str, Any], search: str, author: str, filters: list[str], pipeline_tag: str) -> bool:
-    """Says whether a repository is among those that were asked for.
+def is_called(name: str, search: str, author: str) -> bool:
+    """Says whether a repository's name is one that was searched for.
 
     Args:
-        told: From `describe`.
-        search: Words that must all be in its name.
+        name: namespace/name.
+        search: Words that must all be in it.
         author: Its namespace.
-        filters: Tags that it must have.
-        pipeline_tag: Its task.
 
     Returns:
         Whether it is.
 
     Example:
-        >>> matches({"id": "me/net", "author": "me", "tags": ["a"]}, "NET", "", ["a"], "")
-        True
+        >>> is_called("me/net", "NET", ""), is_called("me/net", "", "you")
+        (True, False)
     """
-    name, tags = told["id"].lower(), set(told["tags"])
-    return (
-        all(word in name for word in re.split(r"\s+", search.lower().strip()))
-        and author.lower() in ("", told["author"].lower())
-        and all(tag in tags for tag in filters)
-        and pipeline_tag in ("", told.get("pipeline_tag"))
-    )
+    words = re.split(r"\s+", search.lower().strip())
+    return all(word in name.lower() for word in words) and author.lower() in ("", name.lower().split("/")[0])
 
 
 def runtime(db: sqlite3.Connection, repo: Repo) -> dict[str, Any]:

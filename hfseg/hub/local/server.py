@@ -133,15 +133,19 @@ class LocalHub:
         return {
             "HF_ENDPOINT": self.url, "HF_TOKEN": self.token if token is None else token,
             "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_EVALUATE_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
-            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "GRADIO_ANALYTICS_ENABLED": "False",
-            "HF_XET_TELEMETRY_ENABLED": "0", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
+            "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
+            "GRADIO_ANALYTICS_ENABLED": "False", "HF_XET_TELEMETRY_ENABLED": "0", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
         }  # fmt: skip
 
     def __enter__(self) -> LocalHub:
         app = self._hub
         for wrap in reversed(self._middleware):
             app = wrap(app)
-        listener = _listen(self.host, self.port)
+        try:
+            listener = _listen(self.host, self.port)
+        except UserError:
+            self._hub.close()
+            raise
         self.port = listener.getsockname()[1]
         host = self.host if is_loopback(self.host) else socket.gethostname()
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
