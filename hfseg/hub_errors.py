@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from hfseg.errors import UserError
 
+NAMES = "NAME or USER/NAME of letters, digits, '-', '_' and '.', at most 96 characters"
+
 
 @contextmanager
 def hub_errors(repo_id: str, what: str = "model", api=None) -> Iterator[None]:
@@ -71,8 +73,7 @@ def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -
     sign_in = f"`hf auth login` with a token from {site}/settings/tokens, or set HF_TOKEN"
 
     if isinstance(error, HFValidationError):
-        return UserError(f"{repo_id!r} is no name of a repository on the hub",
-                         "NAME or USER/NAME of letters, digits, '-', '_' and '.', at most 96 characters")
+        return UserError(f"{repo_id!r} is no name of a repository on the hub", NAMES)
     if isinstance(error, OfflineModeIsEnabled):
         return UserError(f"{repo_id} is asked of the hub, and HF_HUB_OFFLINE is set", fix="unset HF_HUB_OFFLINE")
     if isinstance(error, LocalTokenNotFoundError) or (status == 401 and not signed_in):
@@ -106,8 +107,9 @@ def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -
     if status == 429:
         return UserError(f"{site} is answering too many requests{_reason(said)}", fix="wait some minutes, then again")
     if status is not None:
+        where = "https://status.huggingface.co" if "huggingface.co" in site else "what its log says"
         return UserError(f"{site} answered {status} for {repo_id}{_reason(said)}",
-                         fix="see https://status.huggingface.co and push again" if status >= 500 else None)
+                         fix=f"see {where}, then try again" if status >= 500 else None)
     if isinstance(error, LocalEntryNotFoundError):
         return UserError(f"{repo_id} is not in the cache of this machine, and {site} does not answer",
                          fix="check the network (HF_ENDPOINT names the hub, HF_HUB_OFFLINE switches it off)")
@@ -163,13 +165,16 @@ def may_pass(error: BaseException) -> bool:
 def _is_transport(error: BaseException) -> bool:
     import httpx2
 
-    return isinstance(error, (httpx2.TransportError, ConnectionError, TimeoutError))
+    return isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError)) and status_of(error) is None
 
 
 def _is_transfer(error: BaseException) -> bool:
     """Xet's client raises bare RuntimeErrors and OSErrors."""
+    if isinstance(error, OSError) and error.errno is not None:  # the disk's
+        return False
     return isinstance(error, (RuntimeError, OSError)) and bool(
-        re.search(r"error sending request|connection|timed? ?out|data processing|cas|xet|consistency", str(error), re.I)
+        re.search(r"error sending request|\bconnection|timed? ?out|data processing|\b(cas|xet)\b|consistency",
+                  str(error), re.I)
     )
 
 

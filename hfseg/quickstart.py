@@ -17,7 +17,6 @@ from hfseg.curves import compare_curves
 from hfseg.data import decode_image, load_recipe_data
 from hfseg.evaluation import evaluate
 from hfseg.hub.local import LocalHub
-from hfseg.hub.push import push
 from hfseg.recipe_reading import load_recipe
 from hfseg.run_directory import WEIGHTS
 from hfseg.segmenter import Segmenter
@@ -62,7 +61,7 @@ def run_quickstart(output_dir: str = "runs/quickstart", compare: bool = False, o
         Image.fromarray(decode_image(row["image"])).save(photo)
     for photo, result in zip(photos, segmenter(photos)):
         result.save(pictures, stem=photo.stem)
-    print("== pushing to a hub on this machine, and pulling back in another process")
+    print("== pushing to a hub on this machine, pulling back and predicting, in another process")
     push_and_pull(folder, photos)
     if compare:
         compare_curves({f"{arm} weights": run for arm, run in runs.items()}, folder / "comparison.png")
@@ -96,12 +95,13 @@ def push_and_pull(folder: Path, photos: list[Path]) -> None:
         RuntimeError: When a map differs.
     """
     with LocalHub(folder / "hub") as hub, tempfile.TemporaryDirectory() as other:
-        push(folder, "me/quickstart", endpoint=hub.url, token=hub.token)
-        asked = [sys.executable, "-m", "hfseg", "predict", "me/quickstart", *map(str, photos), "--output", other]
-        done = subprocess.run(asked, env={**os.environ, **hub.environment(), "HF_HOME": f"{other}/.home"},
-                              capture_output=True, text=True)  # fmt: skip
+        commands = [["push", str(folder), "me/quickstart"],
+                    ["predict", "me/quickstart", *map(str, photos), "--output", other]]  # fmt: skip
+        code = f"import sys; from hfseg.cli import main; sys.exit(any(main(command) for command in {commands!r}))"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True,
+                              env={**os.environ, **hub.environment(), "HF_HOME": f"{other}/.home"})  # fmt: skip
         if done.returncode:
-            raise RuntimeError(f"pulled from the local hub, the run does not predict: {done.stdout}{done.stderr}")
+            raise RuntimeError(f"pushed to the local hub and pulled, the run fails: {done.stdout}{done.stderr}")
         for photo in photos:
             name = f"{photo.stem}_semantic_map.png"
             if (Path(other) / name).read_bytes() != photo.with_name(name).read_bytes():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import shutil
 import time
 from copy import copy
 from dataclasses import asdict, dataclass, field, replace
@@ -29,12 +30,11 @@ from hfseg.data.loading import (
 )
 from hfseg.errors import UserError
 from hfseg.evaluation import Evaluator
-from hfseg.hub.access import open_repo
 from hfseg.hub.background import BackgroundPush
 from hfseg.hub.card import write_card
 from hfseg.hub.card_base import base_facts
 from hfseg.hub.card_speed import measure_speed
-from hfseg.hub.push import push
+from hfseg.hub.push import push, ready
 from hfseg.interruption import Interrupted, StopSignals, batch_advice
 from hfseg.models import family_of, load_model
 from hfseg.models.fusing import fuse
@@ -118,6 +118,8 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
     try:
         return _train(recipe, run, data, verbose)
     finally:
+        for cut in run.path.glob(".writing-push-*"):  # a push in the background that did not get to its end
+            shutil.rmtree(cut, ignore_errors=True)
         run.release()
         if torch.distributed.is_available() and torch.distributed.is_initialized():  # after an error; gloo aborts else
             torch.distributed.destroy_process_group()
@@ -132,7 +134,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     if main:
         run.claim(resume or False)
         if recipe.hub.push_to_hub:
-            open_repo(recipe.hub.repo_id, private=recipe.hub.private)
+            ready(recipe.hub.repo_id, recipe.hub.private, recipe.hub.tag, recipe.hub.space)
     publisher = None
     if main and recipe.hub.push_to_hub and recipe.hub.strategy == "best":
         publisher = BackgroundPush(run.path, recipe.hub.repo_id, say, private=recipe.hub.private)

@@ -26,6 +26,7 @@ from hfseg.data.augment import (
 from hfseg.data.contact_sheet import contact_sheet
 from hfseg.data.pixels import autocontrast, blur, equalize, recolour, sample
 from hfseg.errors import UserError
+from hfseg.ops.affine import affine_bilinear
 from hfseg.ops.colour import sharpen
 from hfseg.recipe import AugmentConfig
 
@@ -343,7 +344,9 @@ def test_recolouring_is_its_definition_and_measures_only_what_is_shown(seed, cha
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10**6), low=st.integers(0, 100), span=st.integers(0, 155), channels=st.sampled_from([1, 3, 5]))
+@given(
+    seed=st.integers(0, 10**6), low=st.integers(0, 100), span=st.integers(0, 155), channels=st.sampled_from([1, 3, 5])
+)
 def test_contrast_and_histogram_are_those_of_torchvision(seed, low, span, channels):
     image = (low + photo(channels, seed=seed).float() * span / 255).byte()
     everywhere = np.ones((60, 80), bool)
@@ -370,13 +373,34 @@ def test_contrast_and_histogram_are_those_of_torchvision(seed, low, span, channe
 def test_an_upright_sample_is_a_resized_crop_of_torchvision(seed, sides, size, flips, dtype):
     image = photo(3, *sides, seed=seed).to(dtype)
     step = np.divide(sides, size)
-    places = np.column_stack([np.diag(step * flips), np.where(np.array(flips) > 0, 0.5 * step, sides - 0.5 * step) - 0.5])
+    first = np.where(np.array(flips) > 0, 0.5 * step, sides - 0.5 * step)
+    places = np.column_stack([np.diag(step * flips), first - 0.5])
     out = np.zeros((3, *size), np.uint8 if dtype == torch.uint8 else np.float32)
     sample(image, places, np.ones(size, bool), out)
     expected = v2.resize(image.float(), list(size), antialias=True)
     expected = expected.flip([axis - 2 for axis in range(2) if flips[axis] < 0]).double().numpy()
     # Of one axis that shrinks and one that grows, bytes are rounded twice.
     assert np.abs(out - expected).max() <= (1.01 if dtype == torch.uint8 else 1e-2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    angle=st.just(0.0) | st.floats(-math.pi, math.pi),
+    step=st.floats(0.2, 0.99),
+    start=st.tuples(st.floats(-5, 55), st.floats(-5, 75)),
+)
+def test_an_enlarged_sample_is_the_whole_image_interpolated(seed, angle, step, start):
+    image, size = photo(seed=seed), (20, 24)
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    places = np.column_stack([step * turn, start])
+    rows, columns = (sum(factor * at for factor, at in zip(place, (*np.mgrid[:20, :24], 1), strict=True))
+                     for place in places)  # fmt: skip
+    shown = (rows > -0.5) & (rows < 59.5) & (columns > -0.5) & (columns < 79.5)
+    out, expected = np.zeros((2, 3, *size), np.uint8)
+    sample(image, places, shown, out)
+    affine_bilinear(image.permute(1, 2, 0).numpy(), places, shown, expected)
+    assert np.abs(out.astype(int) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("scale", [1.0, 1.37, 2.0])

@@ -50,9 +50,9 @@ def test_the_command_line_hf(tmp_path):
     with LocalHub(tmp_path / "hub") as hub:
         (tmp_path / "a.txt").write_text("hello")
         code = "import sys; from huggingface_hub.cli.hf import main; main()"
-        for words in (("auth", "whoami"), ("repo", "create", "net"), ("upload", "me/net", str(tmp_path / "a.txt"), "a.txt"),
-                      ("download", "me/net", "a.txt", "--local-dir", str(tmp_path / "back"))):  # fmt: skip
-            ran = run(hub, code, tmp_path, *words)
+        for words in ("auth whoami", "repos create net", f"upload me/net {tmp_path / 'a.txt'} a.txt",
+                      f"download me/net a.txt --local-dir {tmp_path / 'back'}"):  # fmt: skip
+            ran = run(hub, code, tmp_path, *words.split())
             assert ran.returncode == 0, (words, ran.stdout, ran.stderr)
         assert (tmp_path / "back" / "a.txt").read_text() == "hello"
 

@@ -235,7 +235,7 @@ PATHS = st.sampled_from(["a", "b", "d/a", "d/b", "d/e/a", "d/e/f/a", "z.txt"])
 CHANGES = st.lists(st.tuples(st.sampled_from(["put", "delete"]), PATHS, st.binary(max_size=3)), min_size=1, max_size=4)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(CHANGES, min_size=1, max_size=6))
 def test_commits_do_what_a_dictionary_does(tmp_path_factory, history):
     store = Store(tmp_path_factory.mktemp("hub"))
@@ -304,7 +304,8 @@ def test_a_file_is_no_folder_and_case_counts(store):
         assert refused.value.status == 400
     with pytest.raises(HubError):
         commit(store, repo, {"n": b"x", "n/m": b"y"})
-    made = commit(store, repo, {"a/x": b"x", "d": b"y"}, ["a", "d/b"])  # in one commit, deletions first
+    commit(store, repo, {"d/e/f/b": b"2"}, ["d/b"])
+    made = commit(store, repo, {"a/x": b"x", "d": b"y"}, ["a", "d/e/f/b"])  # in one commit, deletions first
     assert contents(store, made) | {".gitattributes": b""} == {
         ".gitattributes": b"", "a/x": b"x", "d": b"y", "readme": b"3", "README": b"4"}  # fmt: skip
 
@@ -318,6 +319,8 @@ def test_what_fails_leaves_no_trace(store):
         commit(store, repo, {"new": b"never seen before"}, parent="0" * 40)
     with pytest.raises(HubError):
         commit(store, repo, {"ok": b"never seen before", "../x": b""})
+    with pytest.raises(HubError, match="is a file"):  # noticed when the first one is in its place already
+        commit(store, repo, {"ok": b"never seen before", "ok/x": b""})
     with pytest.raises(ZeroDivisionError), store.write() as db:
         create_repo(db, "model", "me/other", private=False, data={})
         raise ZeroDivisionError
@@ -417,6 +420,42 @@ def test_writers_at_once_all_land(store):
     head = find_revision(store.read(), repo, "main")
     assert not errors and {f"{i}.txt" for i in range(12)} < set(contents(store, head))
     assert len(list(log(store.read(), repo, head.oid))) == 13
+
+
+def test_threads_that_end_close_their_connections(store):
+    for _ in range(20):
+        thread = threading.Thread(target=store.read)
+        thread.start()
+        thread.join()
+    assert len(store._connections) == 1
+
+
+def test_the_server_needs_no_client_and_no_torch():
+    heavy = {"torch", "transformers", "huggingface_hub", "datasets"}
+    code = f"import sys, hfseg.hub.local; print({heavy} & set(sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent.parent)
+    assert ran.stdout.strip() == "set()", ran.stderr
+
+
+def test_a_commit_that_fails_takes_no_file_from_one_that_lands(store):
+    repo, landed = new_repo(store), []
+
+    def write(number):
+        for i in range(6):
+            files, wrong = {f"{number}/{i}": f"content {i}".encode()}, ["not there"] if number % 2 else []
+            try:
+                landed.append(commit(store, repo, files, wrong))
+            except HubError as refused:
+                assert refused.code == "EntryNotFound"
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = contents(store, find_revision(store.read(), repo, "main"))
+    wanted = {f"{number}/{i}": f"content {i}".encode() for number in (0, 2, 4) for i in range(6)}
+    assert len(landed) == 18 and wanted.items() <= found.items()
 
 
 def test_one_process_holds_the_folder_and_tokens_are_kept_as_hashes(tmp_path):

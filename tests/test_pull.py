@@ -40,7 +40,7 @@ def faults() -> Faults:
 def hub(tmp_path, faults, monkeypatch):
     with LocalHub(tmp_path / "hub", middleware=[faults]) as hub:
         hub.at = {"endpoint": hub.url, "token": hub.token, **QUIET}
-        monkeypatch.setattr("hfseg.hub.pull.PATIENCE", 8.0)
+        monkeypatch.setattr("hfseg.hub.patience.PATIENCE", 8.0)
         yield hub
 
 

@@ -61,7 +61,7 @@ def transfer(request, monkeypatch) -> str:
 
 @pytest.fixture(autouse=True)
 def short_patience(monkeypatch):
-    monkeypatch.setattr("hfseg.hub.commit.PATIENCE", 8.0)
+    monkeypatch.setattr("hfseg.hub.patience.PATIENCE", 8.0)
 
 
 def push(hub, run, repo_id="me/run", **more):
@@ -230,7 +230,7 @@ def test_a_fault_that_passes_ends_in_one_commit(hub, faults, light, transfer, me
 ])  # fmt: skip
 def test_a_fault_that_stays_is_one_message_and_leaves_the_head(hub, faults, light, transfer, method, path, status,
                                                               monkeypatch):
-    monkeypatch.setattr("hfseg.hub.commit.PATIENCE", 1.0)
+    monkeypatch.setattr("hfseg.hub.patience.PATIENCE", 1.0)
     HfApi(hub.url, hub.token).create_repo("me/run")
     before = [made.commit_id for made in commits(hub)]
     fault = faults.add(method, path, times=1000, action=status, body={"error": "the server's own words"})

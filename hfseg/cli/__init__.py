@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from hfseg.cli.arguments import split_config
@@ -83,7 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run() -> None:
     """Is the `hfseg` command."""
-    sys.exit(main())
+    status = main()
+    if status == 130:  # threads of a download that hangs would keep the process for as long
+        sys.stdout.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 __all__ = ["COMMANDS", "main", "run", "split_config"]

@@ -122,9 +122,8 @@ def resize(
         >>> image.shape, semantic_map.shape
         (torch.Size([3, 180, 240]), torch.Size([180, 240]))
     """
-    image = F.resize(
-        image.to(working_type(image.dtype)), [image_size] if isinstance(image_size, int) else list(image_size), antialias=True
-    )
+    size = [image_size] if isinstance(image_size, int) else list(image_size)
+    image = F.resize(image.to(working_type(image.dtype)), size, antialias=True)
     return image, None if semantic_map is None else resize_map(semantic_map, *image.shape[-2:])
 
 

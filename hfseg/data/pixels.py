@@ -36,35 +36,44 @@ def sample(image: Tensor, places: np.ndarray, where: np.ndarray, out: np.ndarray
     """
     if not where.any():
         return
+    pixels, places = _window(image, places, where.shape)
+    whole = places.round()
+    if np.abs(places - whole).max() > 1e-6 or (np.abs(whole[:, :2]) != np.eye(2)).any():
+        affine_bilinear(pixels, places, where, out)
+        return
+    # Every place is a pixel: a copy, perhaps mirrored.
+    steps = whole[[0, 1], [0, 1]].astype(int)
+    top, left = (int(-at if step > 0 else at - side + 1)
+                 for step, at, side in zip(steps, whole[:, 2], pixels.shape, strict=False))  # fmt: skip
+    target = slice(top, top + pixels.shape[0]), slice(left, left + pixels.shape[1])
+    pixels = pixels[:: steps[0], :: steps[1]].transpose(2, 0, 1)
+    np.copyto(out[:, *target], pixels, where=bool(where[target].all()) or where[target])
+
+
+def _window(image: Tensor, places: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """The part of an image that a result of `size` shows, (H, W, C), reduced where it will shrink; and the places in
+    it."""
     window, after, inner = [], [], []
     for (down, across, start), full in zip(places.tolist(), image.shape[1:], strict=True):
         step = math.hypot(down, across)
         margin = 1 if step < 1 - 1e-6 else 0  # bilinear sampling takes from the pixels around
-        low, high = reach((down, across, start), where.shape)
+        low, high = reach((down, across, start), size)
         low, high = max(0, low - margin), min(full, high + margin)
         window.append(slice(low, high))
         after.append(max(1, round((high - low) / max(1, step))))
         scale = after[-1] / (high - low)
         inner.append((down * scale, across * scale, (start + 0.5 - low) * scale - 0.5))
-    image = image[:, *window]
+    image, dtype = image[:, *window], working_type(image.dtype)
     if after != list(image.shape[1:]):
         # Channels innermost, copied row by row: v2 would copy an image that lies so byte by byte.
         image = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
-        image = F.resize(image.to(working_type(image.dtype)), after, antialias=True)
-    pixels = image.to(working_type(image.dtype)).permute(1, 2, 0).numpy()
-    (down, askew, top), (askew_too, across, left) = inner
-    if max(abs(abs(down) - 1), abs(askew), abs(askew_too), abs(abs(across) - 1)) > 1e-9:
-        affine_bilinear(pixels, np.array(inner), where, out)
-        return
-    # Nothing lies between two pixels: a copy.
-    top, left = (round(-at if step > 0 else at - side + 1)
-                 for step, at, side in zip((down, across), (top, left), after, strict=True))  # fmt: skip
-    target = slice(top, top + after[0]), slice(left, left + after[1])
-    pixels = pixels[:: round(down), :: round(across)].transpose(2, 0, 1)
-    np.copyto(out[:, *target], pixels, where=bool(where[target].all()) or where[target])
+        image = F.resize(image.to(dtype), after, antialias=True)
+    return image.to(dtype).permute(1, 2, 0).numpy(), np.array(inner)
 
 
-def recolour(image, where, brightness: float, contrast: float, saturation: float, turn: float) -> np.ndarray:
+def recolour(
+    image: np.ndarray, where: np.ndarray, brightness: float, contrast: float, saturation: float, turn: float
+) -> np.ndarray:
     """Brightness, contrast and, on three channels, saturation and hue, turned by radians: one linear map of colours.
 
     Hue is turned in the chroma plane of YIQ, which is linear; HSV's takes ten times as long.

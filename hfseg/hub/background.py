@@ -14,6 +14,8 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 from hfseg.hub.push import published, push
 from hfseg.run_directory import LOG
 
+CLOSING = 240.0  # seconds; a hub that is silent gives up before
+
 
 class BackgroundPush:
     """Pushes copies of a run directory in a thread. A failure is told and forgotten: the next offer tries again.
@@ -39,8 +41,8 @@ class BackgroundPush:
         """
         try:
             copy = self._copy()
-        except OSError as error:  # a full disk: the final push will tell
-            self.say(f"not pushed: {error}")
+        except Exception as error:  # a full disk, a token in the card: the final push will tell more
+            self.say(f"not pushed, the training goes on: {str(error).splitlines()[0]}")
             return
         with self._lock:
             if self._thread is None:
@@ -51,12 +53,12 @@ class BackgroundPush:
         self._remove(waiting)
 
     def close(self) -> None:
-        """Drops what waits, and waits for the push that is under way."""
+        """Drops what waits, and waits some minutes for the push that is under way."""
         with self._lock:
             waiting, self._next, thread = self._next, None, self._thread
         self._remove(waiting)
         if thread:
-            thread.join()
+            thread.join(CLOSING)
 
     def _copy(self) -> Path:
         """Files that are only ever replaced are linked, the log, which grows, is copied."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError
 
 from hfseg.errors import UserError
 from hfseg.hub.access import open_repo
@@ -20,9 +21,11 @@ from hfseg.recipe_reading import load_recipe
 from hfseg.run_directory import CARD, LABELS, LOG, RECIPE, RESULTS, SAMPLES
 
 # What a model's repository holds. Checkpoints, trackers' files, predictions and notes stay at home.
-PUBLISHED = ("*.safetensors", "*.safetensors.index.json", "config.json", "*processor_config.json", LABELS, RECIPE,
-             RESULTS, LOG, CARD, "LICENSE*", "*.png", "*.jpg", f"{SAMPLES}/*.png",
-             f"{SAMPLES}/inputs/*.png")  # fmt: skip
+WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
+PANELS = (f"{SAMPLES}/*.png", f"{SAMPLES}/inputs/*.png")
+PUBLISHED = (*WEIGHTS, "config.json", "*processor_config.json", LABELS, RECIPE, RESULTS, LOG, CARD, "LICENSE*",
+             "learning_curve.png", "per_class_iou.png", *PANELS)  # fmt: skip
+PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")  # they go where the card shows them
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{24,}\b")
 
@@ -69,24 +72,55 @@ def push(
     folder = Path(run).expanduser()
     check_folder(folder)
     files = published(folder)  # refuses secrets before anything is made
-    api, repo_id = open_repo(repo_id, private=private, create_pr=create_pr, token=token, endpoint=endpoint)
-    if tag:
-        _check_tag(api, repo_id, tag, revision, create_pr)
+    if create_pr and (tag or space):
+        raise UserError("--create_pr only proposes a change, which has no tag and no Space yet",
+                        fix="tag it, and push the Space, when it is merged")
+    if space and revision:
+        raise UserError("a Space serves the main branch", fix="leave --revision or --space out")
+    api, repo_id = ready(repo_id, private, tag, space, create_pr=create_pr, token=token, endpoint=endpoint)
     if RESULTS in files and RECIPE in files:
         files |= card_files(folder, repo_id)[0]  # with this name in its examples; the run stays as it is
-    delete = [] if create_pr else outdated(api, repo_id, files, revision)
-    pushed = commit(api, repo_id, files, delete=delete, message=message or f"Model from hfseg: {folder.resolve().name}",
-                    revision=revision, create_pr=create_pr, say=say)  # fmt: skip
+    pushed = commit(
+        api, repo_id, files, message=message or f"Model from hfseg: {folder.resolve().name}", revision=revision,
+        create_pr=create_pr, say=say, delete=lambda name: any(_matches(name, pattern) for pattern in WEIGHTS + PANELS),
+    )  # fmt: skip
     say(f"{pushed.changed} files pushed: {pushed.url}" if pushed.changed else f"{pushed.url} has all of this already")
     if tag:
-        with hub_errors(repo_id, api=api):
-            api.create_tag(repo_id, tag=tag, revision=pushed.oid, exist_ok=True)
+        _put_tag(api, repo_id, tag, pushed.oid)
         say(f"tagged {tag}")
     if space:
         from hfseg.hub.space import push_space
 
         push_space(repo_id, [repo_id], private=private, token=token, endpoint=endpoint, say=say)
     return pushed
+
+
+def ready(
+    repo_id: str, private: bool = False, tag: str | None = None, space: bool = False, *, create_pr: bool = False,
+    token: str | None = None, endpoint: str | None = None,
+) -> tuple[HfApi, str]:  # fmt: skip
+    """Makes sure, before hours of training, that a push can succeed; creates the repository.
+
+    Args:
+        repo_id: As for `push`; so are the others.
+        private: Whether a new repository is private.
+        tag: Name of a tag.
+        space: Whether a Space will be pushed.
+        create_pr: Whether the change is only proposed.
+        token: Hub token, if not the one that is logged in.
+        endpoint: URL of the hub, if not HF_ENDPOINT's.
+
+    Returns:
+        A tuple of the client and the full name of the repository.
+
+    Raises:
+        UserError: When something is in the way.
+    """
+    if tag and (not re.fullmatch(r"\w[\w./-]*", tag) or ".." in tag or tag.endswith((".", "/", ".lock"))):
+        raise UserError(f"{tag!r} is no name of a tag", "letters, digits, '.', '-', '_' and '/', such as v1.0")
+    if space and not find_spec("gradio"):
+        raise UserError("a Space states the version of gradio, which is not installed", fix="pip install 'hfseg[demo]'")
+    return open_repo(repo_id, private=private, create_pr=create_pr, token=token, endpoint=endpoint)
 
 
 def check_folder(folder: Path) -> None:
@@ -101,7 +135,7 @@ def check_folder(folder: Path) -> None:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no model", "a run directory, or a folder that save_pretrained wrote",
                         "hfseg train makes one")
-    if not any(folder.glob("*.safetensors")):
+    if not any(folder.glob(WEIGHTS[0])):
         pickled = [file.name for pattern in PICKLED for file in folder.glob(pattern)]
         only = f" (only pickled: {', '.join(pickled[:3])})" if pickled else ""
         raise UserError(f"{folder} has no safetensors{only}", "model.safetensors",
@@ -121,11 +155,22 @@ def published(folder: Path) -> dict[str, Path | bytes]:
         UserError: When a text holds a hub token.
     """
     files: dict[str, Path | bytes] = {}
-    for file in sorted(folder.rglob("*")):
+    places = [folder.resolve()]
+    if folder.resolve().parent.name == "snapshots":  # of the hub's cache, whose files are links
+        places.append(folder.resolve().parent.parent / "blobs")
+    shown = (folder / CARD).read_text(encoding="utf-8", errors="replace") if (folder / CARD).is_file() else ""
+    for file in sorted([*folder.glob("*"), *folder.glob(f"{SAMPLES}/*"), *folder.glob(f"{SAMPLES}/inputs/*")]):
         name = file.relative_to(folder).as_posix()
-        inside = file.resolve().is_relative_to(folder.resolve())
-        if file.is_file() and inside and any(_matches(name, pattern) for pattern in PUBLISHED):
+        wanted = any(_matches(name, pattern) for pattern in PUBLISHED) or (
+            file.suffix.lower() in PICTURES and not name.startswith(".") and f"({name})" in shown)
+        if file.is_file() and wanted and any(file.resolve().is_relative_to(place) for place in places):
             files[name] = file
+    if "config.json" not in files or not any(name.endswith(".safetensors") for name in files):
+        raise UserError(f"config.json or the weights of {folder} are links to files elsewhere", "the files themselves",
+                        "copy them into the folder")
+    config = json.loads(files["config.json"].read_text(encoding="utf-8"))
+    if config.pop("_name_or_path", None):  # where the base model lay
+        files["config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     if RECIPE in files:
         files[RECIPE] = to_yaml(without_paths(load_recipe(str(files[RECIPE])))).encode()
     for name, content in files.items():
@@ -137,37 +182,14 @@ def published(folder: Path) -> dict[str, Path | bytes]:
     return files
 
 
-def outdated(api: HfApi, repo_id: str, files: Mapping[str, Path | bytes], revision: str | None) -> list[str]:
-    """Lists what an earlier push left that this one does not replace: samples, and weights cut otherwise.
-
-    Args:
-        api: The client.
-        repo_id: user/name.
-        files: What is pushed now.
-        revision: Branch.
-
-    Returns:
-        Paths in the repository.
-    """
-    try:
-        there = api.list_repo_files(repo_id, revision=revision)
-    except HfHubHTTPError:  # a new branch
-        return []
-    replaced = (f"{SAMPLES}/*.png", f"{SAMPLES}/inputs/*.png", "model*.safetensors", "model*.safetensors.index.json")
-    return [name for name in there if name not in files and any(_matches(name, pattern) for pattern in replaced)]
-
-
 def _matches(name: str, pattern: str) -> bool:
     return name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
-def _check_tag(api: HfApi, repo_id: str, tag: str, revision: str | None, create_pr: bool) -> None:
-    if create_pr:
-        raise UserError("--tag goes with a commit, and --create_pr makes none yet", fix="tag it when it is merged")
+def _put_tag(api: HfApi, repo_id: str, tag: str, commit_id: str) -> None:
     with hub_errors(repo_id, api=api):
-        references = api.list_repo_refs(repo_id)
-        held = {reference.name: reference.target_commit for reference in references.tags}
-        head = api.repo_info(repo_id, revision=revision).sha if tag in held else None
-    if tag in held and held[tag] != head:
-        raise UserError(f"{repo_id} has a tag {tag} already, on {held[tag][:8]}", "a name that is free",
-                        "choose another --tag: people rely on what a tag means")
+        api.create_tag(repo_id, tag=tag, revision=commit_id, exist_ok=True)
+        held = {reference.name: reference.target_commit for reference in api.list_repo_refs(repo_id).tags}
+    if held[tag] != commit_id:
+        raise UserError(f"pushed as {commit_id[:12]}, but {repo_id} has a tag {tag} already, on {held[tag][:12]}",
+                        "a name that is free: people rely on what a tag means", "push again with another --tag")

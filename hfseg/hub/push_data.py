@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import RevisionNotFoundError
 
 from hfseg.data import SegmentationData, StreamingSegmentationData, load_recipe_data
 from hfseg.errors import UserError
@@ -73,8 +72,8 @@ def push_data(
     api, repo_id = open_repo(repo_id, repo_type="dataset", private=private, create_pr=create_pr, token=token,
                              endpoint=endpoint)
     schema, features = published_schema(data.schema), columns(data)
-    with hub_errors(repo_id, "dataset", token):
-        old = _card(api, repo_id, None if create_pr else revision)
+    with hub_errors(repo_id, "dataset", api):
+        old = (_card(api, repo_id, revision) if revision else None) or _card(api, repo_id, None)
     with tempfile.TemporaryDirectory(prefix="hfseg-data-") as folder:
         limits = {key: wanted.max_train_samples if key == data.train else wanted.max_eval_samples for key in data}
         splits = write_splits(data, Path(folder), features, limits=limits, skip=wanted.on_bad_sample == "skip",
@@ -93,9 +92,8 @@ def push_data(
                 f"file{'s' * (len(split.files) > 1)}{skipped}")
         for what in kept:
             say(f"kept as a person left it: {what}")
-        with hub_errors(repo_id, "dataset", token):
-            delete = _outdated(api, repo_id, files, None if create_pr else revision)
-        pushed = commit(api, repo_id, files, repo_type="dataset", delete=delete,
+        # Rows of an earlier push would come beside the new ones.
+        pushed = commit(api, repo_id, files, repo_type="dataset", delete=lambda name: bool(SHARD.fullmatch(name)),
                         message=message or f"Data from hfseg: {public(data.source)}", revision=revision,
                         create_pr=create_pr, say=say)  # fmt: skip
     say(f"{pushed.changed} files pushed: {pushed.url}" if pushed.changed else f"{pushed.url} has all of this already")
@@ -141,15 +139,6 @@ def _card(api: HfApi, repo_id: str, revision: str | None) -> str | None:
         return None
     path = api.hf_hub_download(repo_id, CARD, repo_type="dataset", revision=revision)
     return Path(path).read_text(encoding="utf-8", errors="replace")
-
-
-def _outdated(api: HfApi, repo_id: str, files: dict, revision: str | None) -> list[str]:
-    """Parquet files of an earlier push, whose rows would come beside the new ones."""
-    try:
-        there = api.list_repo_files(repo_id, repo_type="dataset", revision=revision)
-    except RevisionNotFoundError:  # a branch that is not there yet
-        return []
-    return [name for name in there if SHARD.fullmatch(name) and name not in files]
 
 
 def _json(content: dict) -> bytes:

@@ -15,6 +15,7 @@ from hfseg.hub.card_text import REPO_ID, is_repo_id, line, listing, repository
 from hfseg.hub.card_text import title as heading
 from hfseg.hub.commit import Pushed, commit
 from hfseg.hub.wheel import build_wheel, requirements
+from hfseg.hub_errors import hub_errors
 from hfseg.models.configs import SHIPPED
 from hfseg.run_directory import CARD
 
@@ -131,14 +132,15 @@ def push_space(
     files = space_files(model_ids, title or repo_id.split("/")[-1])
     api, repo_id = open_repo(repo_id, repo_type="space", private=private, space_sdk="gradio", token=token,
                              endpoint=endpoint)
-    wheel = next(name for name in files if name.endswith(".whl"))
-    there = api.list_repo_files(repo_id, repo_type="space")
-    old = [name for name in there if name.startswith("hfseg-") and name.endswith(".whl") and name != wheel]
-    pushed = commit(api, repo_id, files, repo_type="space", delete=old, say=say,
+    hidden = []
+    for name in filter(is_repo_id, model_ids):
+        with hub_errors(name, "model", api):
+            hidden += [name] if api.model_info(name).private else []
+    pushed = commit(api, repo_id, files, repo_type="space", say=say,
+                    delete=lambda name: name.startswith("hfseg-") and name.endswith(".whl"),
                     message=f"Space from hfseg: {', '.join(model_ids)}")
     url = f"{api.endpoint}/spaces/{repo_id}"
     say(f"Space pushed: {url}" if pushed.changed else f"{url} has all of this already")
-    hidden = [name for name in model_ids if is_repo_id(name) and api.model_info(name).private]
     if hidden:
         one = len(hidden) == 1
         say(f"{listing(hidden)} {'is' if one else 'are'} private: give the Space a secret HF_TOKEN that may read "

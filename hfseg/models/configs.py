@@ -6,6 +6,7 @@ import difflib
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
@@ -79,7 +80,7 @@ def readable_errors(name: str, training: bool = False):
         yield
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # the hub's and network's are OSErrors
+    except (OSError, ValueError, RuntimeError, SafetensorError, httpx2.HTTPError) as error:
         text = str(error).strip().splitlines()
         first = text[0] if text else type(error).__name__
         if Path(name).is_dir() and "safetensors" in str(error) and any(Path(name).glob("*.bin")):

@@ -9,8 +9,9 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import httpx2
 from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from huggingface_hub.file_download import repo_folder_name
 
 from hfseg.errors import UserError
@@ -37,34 +38,55 @@ def find_weights(repo_id: str, revision: str | None = None, token: str | None = 
         UserError: When a file is damaged, or when the repository has pickled weights alone.
         OSError: The client's own, for all else.
     """
-    files = _download(repo_id, revision, token)
+    damaged: list[Path] = []
+    for _ in range(2):
+        revision, files = _locate(repo_id, revision, token)
+        damaged = [file for file in files if not is_whole(file, repo_id, revision, token)]
+        if not damaged:
+            return revision
+        for file in damaged:  # so that the second round downloads them again
+            remove_cached(file)
+    raise damage(repo_id, [file.name for file in damaged])
+
+
+def _locate(repo_id: str, revision: str | None, token: str | None) -> tuple[str | None, list[Path]]:
+    unreached = None
+    try:
+        files = _download(repo_id, revision, token)
+    except LocalEntryNotFoundError as error:  # neither the hub nor the cache has it
+        files, unreached = None, error
     if files is None and revision in (None, "main") and (request := _converted(repo_id, token)):
         revision = request
         files = _download(repo_id, revision, token)
+    if files is None and unreached:
+        raise unreached
     if files is None:
         refuse_pickled(repo_id, revision, token)
         raise UserError(f"{repo_id} has no weights", f"{WEIGHTS}, or {INDEX} and what it lists",
                         "check the revision, or ask its owner")
-    if damaged := [file for file in files if not is_whole(file)]:
-        for file in damaged:
-            remove_cached(file)
-        raise damage(repo_id, [file.name for file in damaged])
-    return revision
+    return revision, files
 
 
 def _download(repo_id: str, revision: str | None, token: str | None) -> list[Path] | None:
     def get(name: str) -> Path:
         return Path(hf_hub_download(repo_id, name, revision=revision, token=token))
 
-    try:
-        return [get(WEIGHTS)]
-    except EntryNotFoundError:
-        pass
-    try:
-        index = get(INDEX)
-    except EntryNotFoundError:
+    unreached = None
+    for name in (WEIGHTS, INDEX):
+        try:
+            found = get(name)
+            break
+        except LocalEntryNotFoundError as error:
+            unreached = error
+        except EntryNotFoundError:
+            continue
+    else:
+        if unreached:
+            raise unreached
         return None
-    return [index, *map(get, sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())))]
+    if name == WEIGHTS:
+        return [found]
+    return [found, *map(get, sorted(set(json.loads(found.read_text(encoding="utf-8"))["weight_map"].values())))]
 
 
 def _converted(repo_id: str, token: str | None) -> str | None:
@@ -73,7 +95,7 @@ def _converted(repo_id: str, token: str | None) -> str | None:
         for request in HfApi(token=token).get_repo_discussions(repo_id, discussion_type="pull_request"):
             if request.author == "SFconvertbot" and request.status == "open" and "safetensors" in request.title:
                 return request.git_reference
-    except OSError:
+    except (OSError, httpx2.HTTPError):
         cache = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
         for reference in sorted((cache / "refs" / "refs" / "pr").glob("*")):
             return f"refs/pr/{reference.name}"
@@ -97,17 +119,28 @@ def damage(repo_id: str, names: Iterable[str]) -> UserError:
     )
 
 
-def is_whole(file: Path) -> bool:
+def is_whole(
+    file: Path, repo_id: str | None = None, revision: str | None = None, token: str | None = None
+) -> bool:
     """Says whether a file of the hub's cache is what the hub said it is.
 
     Args:
-        file: A file of a snapshot: a link to a blob whose name is its hash.
+        file: A file of a snapshot: a link to a blob whose name is its hash; where there are no links, the hub is asked.
+        repo_id: user/name, to ask with.
+        revision: Branch, tag or commit.
+        token: Hub token, if not the one that is logged in.
 
     Returns:
         False only for a file whose hash is known and another.
     """
     blob = Path(os.path.realpath(file))
-    return blob.parent.name != "blobs" or has_hash(blob, blob.name)
+    if blob.parent.name == "blobs":
+        return has_hash(blob, blob.name)
+    try:
+        [entry] = HfApi(token=token).get_paths_info(repo_id, [file.name], revision=revision) if repo_id else [None]
+    except (OSError, ValueError, httpx2.HTTPError):
+        return True
+    return entry is None or has_hash(file, entry.lfs.sha256 if entry.lfs else entry.blob_id)
 
 
 def has_hash(file: Path, expected: str) -> bool:

@@ -43,7 +43,7 @@ def affine_nearest(ids: np.ndarray, places: np.ndarray, outside: int, out: np.nd
 def affine_bilinear(image: np.ndarray, places: np.ndarray, where: np.ndarray, out: np.ndarray) -> np.ndarray:
     """Interpolates an image where asked; beyond the centres of its outermost pixels these go on.
 
-    Bytes are computed in float32 and rounded: the result differs from exact arithmetic only where that is half-way.
+    Bytes and float32 are computed in float32, places too: exact to 1e-4 of a pixel in a source of 1000 x 1000.
 
     Args:
         image: (H, W, C) uint8, float32 or float64.

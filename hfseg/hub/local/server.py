@@ -134,7 +134,8 @@ class LocalHub:
             "HF_ENDPOINT": self.url, "HF_TOKEN": self.token if token is None else token,
             "HF_HUB_OFFLINE": "0", "HF_DATASETS_OFFLINE": "0", "HF_EVALUATE_OFFLINE": "0", "TRANSFORMERS_OFFLINE": "0",
             "HF_HUB_DISABLE_TELEMETRY": "1", "HF_UPDATE_DOWNLOAD_COUNTS": "0", "HF_HUB_DISABLE_UPDATE_CHECK": "1",
-            "GRADIO_ANALYTICS_ENABLED": "False", "HF_XET_TELEMETRY_ENABLED": "0", "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
+            "GRADIO_ANALYTICS_ENABLED": "False", "HF_XET_TELEMETRY_ENABLED": "0",
+            "NO_PROXY": "127.0.0.1,localhost", "no_proxy": "127.0.0.1,localhost",
         }  # fmt: skip
 
     def __enter__(self) -> LocalHub:

@@ -8,6 +8,7 @@ import secrets
 import sqlite3
 import threading
 import time
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ class Store:
         self.root.mkdir(parents=True, exist_ok=True)
         self._held = _hold(self.root)
         self.files = Files(self.root)
-        self._local, self._connections, self._writing = threading.local(), [], threading.RLock()
+        self._local, self._connections, self._writing = threading.local(), weakref.WeakSet(), threading.RLock()
         self._placed, self._unwanted = [], []
         db = self.read()
         db.execute("PRAGMA journal_mode = WAL")
@@ -116,15 +117,11 @@ class Store:
 
     def read(self) -> sqlite3.Connection:
         """Returns this thread's connection, which sees what is committed."""
-        db = getattr(self._local, "db", None)
-        if db is None:
-            db = sqlite3.connect(self.root / "hub.sqlite3", timeout=30, isolation_level=None, check_same_thread=False)
-            db.row_factory = sqlite3.Row
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute("PRAGMA foreign_keys = ON")
-            self._local.db = db
-            self._connections.append(db)
-        return db
+        held = getattr(self._local, "held", None)
+        if held is None:
+            held = self._local.held = _Connection(self.root / "hub.sqlite3")
+            self._connections.add(held)
+        return held.db
 
     @contextmanager
     def write(self) -> Iterator[sqlite3.Connection]:
@@ -168,14 +165,27 @@ class Store:
         self._unwanted = [*self._unwanted, *keys]
 
     def close(self) -> None:
-        for db in self._connections:
-            db.close()
+        for held in list(self._connections):
+            held.db.close()
         self._held.close()
 
     def _remove_orphans(self) -> None:
         """Removes files that a killed process placed before its transaction was through."""
         wanted = {row[0] for row in self.read().execute("SELECT DISTINCT key FROM objects")}
         self.files.remove_all_but(wanted)
+
+
+class _Connection:
+    """A thread's connection, which closes when the thread ends: those that serve requests come and go."""
+
+    def __init__(self, path: Path):
+        self.db = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self.db.row_factory = sqlite3.Row
+        self.db.execute("PRAGMA synchronous = FULL")
+        self.db.execute("PRAGMA foreign_keys = ON")
+
+    def __del__(self):
+        self.db.close()
 
 
 def now() -> str:
