@@ -177,6 +177,19 @@ constants.HF_HUB_OFFLINE = True
 assert load("me/shapes") == {expected}
 assert load("me/converted") == {expected}
 assert "me/damaged is no folder here" in str(load("me/damaged")), load("me/damaged")
+from pathlib import Path
+[link] = Path(constants.HF_HUB_CACHE).glob("models--me--converted/snapshots/*/model.safetensors")
+blob, content = link.resolve(), bytearray(link.read_bytes())
+content[-1] ^= 1
+for call in (load, lambda name: hfseg.pull(name, revision="refs/pr/1")):
+    blob.write_bytes(content)  # a bit flipped on this machine's own disk
+    if not link.is_symlink():
+        link.symlink_to(blob)
+    try:
+        told = call("me/converted")
+    except UserError as error:
+        told = error
+    assert "model.safetensors of me/converted arrived damaged" in str(told), told
 print("all as it should be")
 """
     assert "all as it should be" in outside(pushed, tmp_path, code)
