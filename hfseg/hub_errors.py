@@ -66,6 +66,7 @@ def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -
         RevisionNotFoundError,
     )
 
+    error = _inner(error)
     site = api.endpoint if api is not None else constants.ENDPOINT
     plural = {"model": "", "dataset": "datasets/", "space": "spaces/"}[what]
     token = api.token if api is not None else None
@@ -141,6 +142,7 @@ def status_of(error: BaseException) -> int | None:
         >>> status_of(RuntimeError("Data processing error: HTTP status client error (403 Forbidden) for url"))
         403
     """
+    error = _inner(error)
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code
@@ -166,7 +168,13 @@ def may_pass(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in (408, 409, 412, 425, 429) or status >= 500
-    return _is_transport(error) or _is_transfer(error) or _is_transport(error.__cause__)
+    error = _inner(error)
+    return _is_transport(error) or _is_transfer(error)
+
+
+def _inner(error: BaseException) -> BaseException:
+    """The client wraps what failed for one of many files in a RuntimeError that only names the file."""
+    return error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
 
 
 def _is_transport(error: BaseException) -> bool:

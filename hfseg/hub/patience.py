@@ -27,7 +27,7 @@ _heard: set[str] = set()  # the hubs that have answered
 def patiently(
     call: Callable[[], Result], repo_id: str, repo_type: str, api: HfApi, say: Callable[[str], None] | None = None
 ) -> Result:
-    """Calls until it succeeds, until waiting does not help, or for a minute; for seconds where the hub has never answered.
+    """Calls until it succeeds, until waiting does not help, or for a minute (seconds, if the hub never answered).
 
     Args:
         call: What may be repeated without harm.

@@ -136,7 +136,7 @@ def tokens(call: Call):
     return show(call, "Tokens", tag(
         "section", tag("h1", "Tokens"),
         tag("p", "The owner's token, which may do everything here, is printed by ", tag("code", "hfseg hub serve"),
-            " and kept in the file ", tag("code", "owner_token"), " of the hub's folder. Its owner makes those of others:"),
+            " and kept in the file ", tag("code", "owner_token"), " of the hub's folder. Others get theirs by:"),
         tag("pre", tag("code", "hfseg hub token ada --role write --root DIR")),
         tag("p", "Give it to the tools with ", tag("code", "hf auth login"), " or as ", tag("code", "HF_TOKEN"), "."),
         class_="narrow"))  # fmt: skip
