@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSemanticSegmentation
-from transformers.initialization import meta_device_safe_creation_ops
-
 from hfseg.errors import UserError
-from hfseg.models.configs import KNOWN_CONFIGS, config_errors, load_config
+from hfseg.models.configs import KNOWN_CONFIGS, load_config
+from hfseg.models.dry_run import dry_run
 from hfseg.models.families import FAMILIES
 from hfseg.models.networks import ARCHITECTURES, PREFIX
-from hfseg.models.quiet import quiet_transformers
 
 SIDE = 512
 _HUB = {"revision": None, "token": None, "trust_remote_code": False}
@@ -118,19 +112,9 @@ def count(name: str, backbone: str | None = None) -> ModelRow:
     config = load_config(name, name, "random", {}, _HUB, backbone=backbone)
     config.num_labels = 21
     size = FAMILIES[config.model_type].input_size(config) or (SIDE, SIDE)
-    log = logging.getLogger("timm")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with config_errors(name), quiet_transformers(), torch.device("meta"), torch.no_grad():
-            with meta_device_safe_creation_ops():
-                model = AutoModelForSemanticSegmentation.from_config(config).eval()
-            with FlopCounterMode(display=False) as flops:
-                model(pixel_values=torch.empty(1, 3, *size))
-    finally:
-        log.setLevel(level)
-    return ModelRow(name, config.model_type, backbone, sum(p.numel() for p in model.parameters()),
-                    flops.get_total_flops() / 1e9, size[0])
+    model, operations = dry_run(name, config, size)
+    return ModelRow(name, config.model_type, backbone, sum(p.numel() for p in model.parameters()), operations / 1e9,
+                    size[0])
 
 
 def print_models(rows: Iterable[ModelRow], say: Callable[[str], None] = print) -> None:
