@@ -49,7 +49,8 @@ class Segmentation:
         confidence: (H, W) probability of the class of each pixel, or a function of no arguments that gives it: it
             is called when `confidence` or a segment's score is first read, or the result is pickled or copied.
         segment_map: (H, W) segment ids; by default the segments are the classes.
-        segments: With `segment_map`, a dict with `id` and `label_id` (and perhaps `score`) per segment.
+        segments: With `segment_map`, a dict with `id` and `label_id` (and perhaps `score`) per segment; and where
+            masks overlap `rle`, the COCO run-length code of the whole mask, of which the map shows what is on top.
 
     Raises:
         ValueError: When the arrays do not fit each other.
@@ -98,11 +99,9 @@ class Segmentation:
         Without `segment_map`, the segments are the classes that occur, and `id` is the class id."""
         entries = []
         for segment in self._segments:
-            mask = self.segment_map == segment["id"]
-            code = rle.encode(mask)
-            score = segment["score"]
-            if score is None and self.confidence is not None and mask.any():
-                score = self.confidence[mask].mean(dtype=np.float64)
+            code, score = self.rles[segment["id"]], segment["score"]
+            if score is None and self.confidence is not None and rle.area(code):
+                score = self.confidence[rle.decode(code)].mean(dtype=np.float64)
             entries.append(
                 {
                     **segment,
@@ -112,6 +111,15 @@ class Segmentation:
                 }
             )
         return entries
+
+    @functools.cached_property
+    def rles(self) -> dict[int, dict[str, Any]]:
+        """The mask of each segment, by its `id`, as COCO run-length code: `size` [height, width] and `counts`."""
+        given = {int(segment["id"]): segment["rle"] for segment in self.segments or () if segment.get("rle")}
+        return {
+            segment["id"]: given.get(segment["id"]) or rle.encode(self.segment_map == segment["id"])
+            for segment in self._segments
+        }
 
     @functools.cached_property
     def _segments(self) -> list[dict[str, Any]]:
@@ -185,6 +193,8 @@ class Segmentation:
             if not ids:
                 known = ", ".join(str(entry["id"]) for entry in self._segments)
                 raise UserError(f"no segment {segment} in this image", known or "there is none")
+        if any(segment.get("rle") for segment in self.segments or ()):
+            return np.logical_or.reduce([rle.decode(self.rles[i]) for i in ids])
         return np.isin(self.segment_map, ids)
 
     # -- pictures ---------------------------------------------------------------------------------------
@@ -238,7 +248,7 @@ class Segmentation:
                 "id": number,
                 "image_id": image_id,
                 "category_id": entry["label_id"],
-                "segmentation": rle.encode(self.segment_map == entry["id"]),
+                "segmentation": self.rles[entry["id"]],
                 "area": entry["area"],
                 "bbox": entry["bbox"],
                 "iscrowd": 0,
@@ -260,7 +270,7 @@ class Segmentation:
         for entry in self.segments_info:
             polygons = [
                 [np.vstack([ring, ring[:1]]).tolist() for ring in polygon]
-                for polygon in trace_polygons(self.segment_map == entry["id"])
+                for polygon in trace_polygons(rle.decode(self.rles[entry["id"]]))
             ]
             geometry = (
                 {"type": "Polygon", "coordinates": polygons[0]}

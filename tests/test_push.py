@@ -126,15 +126,15 @@ def test_branch_tag_message_and_private(hub, light):
 def test_a_pull_request_is_proposed_by_who_may_only_read(hub, light):
     push(hub, light)
     head = commits(hub)[0].commit_id
-    (light / "notes.png").write_bytes((light / "per_class_iou.png").read_bytes())
+    (light / "learning_curve.png").write_bytes((light / "per_class_iou.png").read_bytes())
     try:
         pushed = push(hub, light, token=hub.create_token("ann"), create_pr=True)
     finally:
-        (light / "notes.png").unlink()
+        (light / "learning_curve.png").unlink()
     assert "/discussions/1" in pushed.url and commits(hub)[0].commit_id == head
-    assert "notes.png" in files(hub, revision="refs/pr/1")
+    assert "learning_curve.png" in files(hub, revision="refs/pr/1")
     HfApi(hub.url, hub.token).merge_pull_request("me/run", 1)
-    assert "notes.png" in files(hub)
+    assert "learning_curve.png" in files(hub)
 
 
 def test_what_is_no_model_or_holds_a_secret_is_refused_before_anything_is_made(hub, light, tmp_path):

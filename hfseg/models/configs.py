@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import transformers
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
@@ -15,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from hfseg.errors import UserError, one_of
 from hfseg.hub_errors import explain, status_of
 from hfseg.models.backbones import HOSTS, backbone_config
-from hfseg.models.families import FAMILIES
+from hfseg.models.families import FAMILIES, Family
 from hfseg.models.networks import ARCHITECTURES, PREFIX, architecture_of, register
 from hfseg.models.networks.smp_checkpoints import is_smp, smp_config
 from hfseg.remap import unique
@@ -190,3 +191,15 @@ def config_errors(name: str):
         raise UserError(f"{name} cannot be built with this model.config: {type(error).__name__}: "
                         f"{' '.join(str(error).split())[:300]}", "a configuration that can be built",
                         "mend the model.config overrides, or leave them out") from error
+
+
+def auto_class(family: Family) -> type:
+    """Returns the Auto class of transformers that makes the networks of a family.
+
+    Args:
+        family: Its record.
+
+    Returns:
+        Such as `AutoModelForSemanticSegmentation`.
+    """
+    return getattr(transformers, f"AutoModelFor{family.auto}Segmentation")

@@ -7,16 +7,17 @@ import logging
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSemanticSegmentation, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers.initialization import meta_device_safe_creation_ops
 
 from hfseg.errors import UserError
-from hfseg.models.configs import config_errors
+from hfseg.models.configs import auto_class, config_errors
+from hfseg.models.families import family_of
 from hfseg.models.networks.framework import NetworkConfig
 from hfseg.models.quiet import quiet_transformers
 
 
-def dry_run(name: str, config: PreTrainedConfig, size: tuple[int, int]) -> tuple[nn.Module, int]:
+def dry_run(name: str, config: PreTrainedConfig, size: tuple[int, int]) -> tuple[nn.Module, int | None]:
     """Builds a network on the meta device and lets it compute the logits of one image.
 
     Args:
@@ -25,7 +26,8 @@ def dry_run(name: str, config: PreTrainedConfig, size: tuple[int, int]) -> tuple
         size: (height, width) of the image.
 
     Returns:
-        The network, without values, and its multiplications and additions, each counted.
+        The network, without values, and its multiplications and additions, each counted; None for networks that
+        propose masks, most of which depend on what they see.
 
     Raises:
         UserError: When it cannot be built, or not take such an image; some backbones of timm take one size only, and
@@ -40,17 +42,20 @@ def dry_run(name: str, config: PreTrainedConfig, size: tuple[int, int]) -> tuple
     log = logging.getLogger("timm")
     level = log.level
     log.setLevel(logging.ERROR)
+    family = family_of(config)
     try:
         with quiet_transformers(), torch.device("meta"), torch.no_grad(), config_errors(name):
             try:
                 with meta_device_safe_creation_ops():
-                    model = AutoModelForSemanticSegmentation.from_config(config).eval()
+                    model = auto_class(family).from_config(config).eval()
+                if family.read is not None:
+                    return model, None
                 with FlopCounterMode(display=False) as counted:
                     model(pixel_values=torch.empty(1, getattr(config, "num_channels", 3), *size))
             except (AssertionError, IndexError, RuntimeError, TypeError, ValueError) as error:
                 inner = getattr(config, "backbone_config", None)
                 backbone = config.backbone if isinstance(config, NetworkConfig) else inner and inner.model_type
-                if backbone is None or isinstance(error, UserError):
+                if backbone is None:
                     raise
                 reason = " ".join(str(error).split())[:200] or "its library does not say why"
                 raise UserError(

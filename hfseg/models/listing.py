@@ -24,16 +24,17 @@ class ModelRow:
         family: Model type of its configuration.
         backbone: For `model.backbone`; None where the name says it all.
         parameters: How many, in training, with 21 classes.
-        gflops: Billions of multiplications and additions for an image of `side` pixels squared, each counted.
+        gflops: Billions of multiplications and additions for an image of `side` pixels squared, each counted; None for
+            networks that propose masks.
         side: 512, or the only size that the network takes.
-        task: What it does.
+        task: What it does, such as `semantic`.
     """
 
     name: str
     family: str
     backbone: str | None
     parameters: int
-    gflops: float
+    gflops: float | None
     side: int
     task: str = "semantic"
 
@@ -48,10 +49,10 @@ def list_models(
     """Builds each network without memory, and counts.
 
     Args:
-        pattern: A part of the name, the family or the backbone.
+        pattern: A part of the name, the family, the backbone or the tasks.
         backbone: Lists hfseg's own networks on this backbone, those that take it.
         max_parameters: Leave out what has more, in millions.
-        max_gflops: Leave out what costs more.
+        max_gflops: Leave out what costs more, or is not counted.
 
     Returns:
         A row per network, in the order of the table of families.
@@ -68,7 +69,8 @@ def list_models(
     names = own if backbone else {**dict.fromkeys(KNOWN_CONFIGS), **dict.fromkeys(_other_families()), **own}
     rows, refused = [], None
     for name, body in names.items():
-        if pattern.lower() not in f"{name} {body or ''} {_family(name)}".lower():
+        tasks = " ".join(FAMILIES[_family(name)].tasks)
+        if pattern.lower() not in f"{name} {body or ''} {_family(name)} {tasks}".lower():
             continue
         try:
             row = count(name, body)
@@ -78,7 +80,7 @@ def list_models(
             refused = error
             continue
         small = max_parameters is None or row.parameters <= max_parameters * 1e6
-        if small and (max_gflops is None or row.gflops <= max_gflops):
+        if small and (max_gflops is None or (row.gflops is not None and row.gflops <= max_gflops)):
             rows.append(row)
     if not rows:
         if refused is not None and "there is no backbone" in refused.found:
@@ -113,8 +115,8 @@ def count(name: str, backbone: str | None = None) -> ModelRow:
     config.num_labels = 21
     size = FAMILIES[config.model_type].input_size(config) or (SIDE, SIDE)
     model, operations = dry_run(name, config, size)
-    return ModelRow(name, config.model_type, backbone, sum(p.numel() for p in model.parameters()), operations / 1e9,
-                    size[0])
+    return ModelRow(name, config.model_type, backbone, sum(p.numel() for p in model.parameters()),
+                    operations and operations / 1e9, size[0], ", ".join(FAMILIES[config.model_type].tasks))
 
 
 def print_models(rows: Iterable[ModelRow], say: Callable[[str], None] = print) -> None:
@@ -129,7 +131,8 @@ def print_models(rows: Iterable[ModelRow], say: Callable[[str], None] = print) -
         ["model.name", *(row.name for row in rows)], ["model.backbone", *(row.backbone for row in rows)]))
     say(f"{'model.name':<{width}}{'model.backbone':<{body}}{'parameters':>12}{'GFLOPs':>10}{'at':>6}  task")
     for row in rows:
-        say(f"{row.name:<{width}}{row.backbone or '':<{body}}{row.parameters / 1e6:>10.2f} M{row.gflops:>10.1f}"
-            f"{row.side:>6}  {row.task}")
+        cost = "" if row.gflops is None else f"{row.gflops:.1f}"
+        say(f"{row.name:<{width}}{row.backbone or '':<{body}}{row.parameters / 1e6:>10.2f} M{cost:>10}"
+            f"{row.side if cost else '':>6}  {row.task}")
 
 
