@@ -169,7 +169,7 @@ def quickstart(arguments: list[str]) -> None:
 def models(arguments: list[str]) -> None:
     """List networks."""
     parser = Parser("hfseg models", description="List networks with their size and cost, at 21 classes and 512 x 512.")
-    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family or backbone")
+    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family, backbone or task")
     parser.add_argument("--backbone", help="hfseg's own networks on this backbone")
     parser.add_argument("--max_parameters", type=float, metavar="MILLIONS", help="no larger ones")
     parser.add_argument("--max_gflops", type=float, metavar="GFLOPS", help="no costlier ones")
