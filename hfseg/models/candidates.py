@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, masks_to_boxes
 
 from hfseg.errors import UserError
 
@@ -132,6 +131,8 @@ def feed_boxes(model: nn.Module, targets: Targets) -> dict[str, Any]:
     Returns:
         Arguments of its `forward`: boxes as (centre x, centre y, width, height) in shares of the image.
     """
+    from torchvision.ops import box_convert, masks_to_boxes  # seconds, which per-pixel networks need not wait
+
     labels = []
     for masks, classes in zip(targets.masks, targets.classes, strict=True):
         height, width = masks.shape[-2:]
