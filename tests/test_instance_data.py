@@ -192,7 +192,7 @@ def test_what_does_not_fit_is_named(tmp_path):
     content = json.loads(file.read_text())
     content["images"][0]["file_name"] = "gone.png"
     file.write_text(json.dumps(content))
-    with pytest.raises(UserError, match="gone.png"):
+    with pytest.raises(UserError, match=r"gone\.png"):
         load_data(tmp_path, task="instance")
     assert len(load_data(tmp_path, task="instance", on_bad_sample="skip", validation_fraction=0)["train"]) == 1
     content["images"][0]["file_name"] = "one.png"

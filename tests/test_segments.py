@@ -1,4 +1,4 @@
-"""Segments at an image's own size: the kernels against torch, the rules against their plain definition, transformers."""
+"""Segments at an image's own size: kernels against torch, rules against their definition and transformers."""
 
 from __future__ import annotations
 

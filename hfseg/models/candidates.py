@@ -162,10 +162,10 @@ def feed_text(model: nn.Module, targets: Targets) -> dict[str, Any]:
         seen = [f"a photo with a {targets.names[i]}" for i in sorted(classes.tolist())][:count]
         sentences.append(seen + [f"{article} {targets.task} photo"] * (count - len(seen)))
     length = model.config.text_encoder_context_length
-    return {
-        **feed_masks(model, targets), **ask_task(model, targets.task, len(sentences)),
-        "text_inputs": torch.stack([_tokens(model, texts, length) for texts in sentences]),
-    }  # fmt: skip
+    asked = ask_task(model, targets.task, len(sentences))
+    model.model.is_training = True  # it compares its queries with the sentences, whatever its mode
+    texts = torch.stack([_tokens(model, texts, length) for texts in sentences])
+    return {**feed_masks(model, targets), **asked, "text_inputs": texts}
 
 
 def ask_task(model: nn.Module, task: str, count: int) -> dict[str, Tensor]:
@@ -179,6 +179,7 @@ def ask_task(model: nn.Module, task: str, count: int) -> dict[str, Tensor]:
     Returns:
         Arguments of its `forward`.
     """
+    model.model.is_training = False
     return {"task_inputs": _tokens(model, [f"the task is {task}"], model.config.task_seq_len).expand(count, -1)}
 
 

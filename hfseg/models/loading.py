@@ -139,7 +139,7 @@ def load_model(
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
                 part.num_channels = 3 if pretrained else channels
-        with config_errors(name):
+        with config_errors(name), quiet_transformers():
             model = auto_class(family).from_config(model_config).float()
         report.new = list(model.state_dict())
         if pretrained:
