@@ -311,8 +311,8 @@ class Recipe:
     hub: HubConfig = field(default_factory=HubConfig)
     """What is published."""
     task: Literal["semantic", "instance", "panoptic"] = "semantic"
-    """`semantic`: a class per pixel; `instance`: every object with its mask; `panoptic`: objects told apart, and a class
-    for the rest. The last two need data with objects, and a network that predicts masks."""
+    """`semantic`: a class per pixel; `instance`: every object with its mask; `panoptic`: objects told apart, and a
+    class for the rest. The last two need data with objects, and a network that predicts masks."""
     output_dir: str = "runs/latest"
     """The run directory."""
     seed: int = 42

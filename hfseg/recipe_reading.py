@@ -198,7 +198,8 @@ def check(recipe: Recipe) -> None:
         "train.save_steps": train.save_steps, "eval.eval_steps": recipe.eval.eval_steps,
         "train.overfit": train.overfit, "train.early_stopping": train.early_stopping,
         "data.max_train_samples": data.max_train_samples, "data.max_eval_samples": data.max_eval_samples,
-        "loss.num_points": recipe.loss.num_points, "train.max_grad_norm": train.max_grad_norm, "transfer.head_steps": recipe.transfer.head_steps,
+        "loss.num_points": recipe.loss.num_points,
+        "train.max_grad_norm": train.max_grad_norm, "transfer.head_steps": recipe.transfer.head_steps,
     }
     for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
         if not value > 0:
@@ -220,7 +221,8 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{name} is {value}", "a share from 0 to 1")
     not_negative = {
         "train.warmup_steps": train.warmup_steps, "train.weight_decay": train.weight_decay, "train.l1": train.l1,
-        "loss.no_object_weight": recipe.loss.no_object_weight, "data.num_workers": data.num_workers, "data.cache_gb": data.cache_gb, "eval.samples": recipe.eval.samples,
+        "loss.no_object_weight": recipe.loss.no_object_weight,
+        "data.num_workers": data.num_workers, "data.cache_gb": data.cache_gb, "eval.samples": recipe.eval.samples,
     }  # fmt: skip
     for name, value in not_negative.items():
         if value is not None and not value >= 0:

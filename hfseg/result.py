@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hfseg.drawing import paint, to_rgb
+from hfseg.drawing import paint, paint_segments, to_rgb
 from hfseg.errors import UserError, one_of
 from hfseg.labels import Colour
 from hfseg.ops import rle, trace_polygons
@@ -213,6 +213,9 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}", "0 (the image) to 1 (the colours)")
+        if self.segments is not None and self.image is not None:
+            labels = {segment["id"]: segment["label_id"] for segment in self._segments}
+            return Image.fromarray(paint_segments(self.segment_map, labels, self.palette, self.image, alpha))
         return Image.fromarray(paint(self.semantic_map, self.palette, self.image, alpha, self.segment_map))
 
     def cutout(self, segment: str | int) -> Image.Image:
@@ -322,7 +325,10 @@ class Segmentation:
             "height": height,
             "id2label": self.id2label,
             "areas": self.areas(),
-            "segments_info": self.segments_info,
+            "segments_info": [
+                {**entry, **({"rle": self.rles[entry["id"]]} if self.segments is not None else {})}
+                for entry in self.segments_info
+            ],
         }
         files["segments"].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         index_image(self.semantic_map, self.palette).save(files["semantic_map"])

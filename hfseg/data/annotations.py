@@ -244,6 +244,9 @@ def _read_yolo(folder: Folder, task: str, skip: bool) -> Listed | None:
     return Listed(dict(splits), [Category(i, name) for i, name in sorted(known.items())], "YOLO polygons")
 
 
+_YOLO = "a class number, and three x y pairs or more from 0 to 1"
+
+
 def _yolo_objects(text: str, image: str, seen: set[int]) -> list[dict]:
     with Image.open(image) as opened:
         width, height = opened.size
@@ -255,12 +258,12 @@ def _yolo_objects(text: str, image: str, seen: set[int]) -> list[dict]:
         try:
             kind, values = int(words[0]), [float(word) for word in words[1:]]
         except ValueError as error:
-            raise UserError(f"{text}, line {number}: {line[:60]!r}", "a class number and x y pairs from 0 to 1") from error
+            raise UserError(f"{text}, line {number}: {line[:60]!r}", _YOLO) from error
         if len(values) == 4:  # a box: centre, width, height
             x, y, w, h = values
             values = [x - w / 2, y - h / 2, x + w / 2, y - h / 2, x + w / 2, y + h / 2, x - w / 2, y + h / 2]
         if len(values) < 6 or len(values) % 2 or min(values) < -0.1 or max(values) > 1.1:
-            raise UserError(f"{text}, line {number}: {line[:60]!r}", "a class number and three x y pairs or more, 0 to 1")
+            raise UserError(f"{text}, line {number}: {line[:60]!r}", _YOLO)
         polygon = [round(value * (width, height)[i % 2], 3) for i, value in enumerate(values)]
         seen.add(kind)
         objects.append(_polygon(kind, [polygon]))

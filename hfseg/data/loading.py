@@ -25,7 +25,6 @@ from hfseg.data.preparation import Key, MaskTargets, Preparation, sample_seed
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
 
-
 __all__ = [
     "EpochBatches", "Key", "MaskTargets", "Preparation", "StreamingSet", "TrainingSet", "collate", "iterating",
     "model_inputs", "next_batch", "sample_seed", "train_loader", "worker_count",

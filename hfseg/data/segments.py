@@ -64,14 +64,12 @@ class Segments:
         layer_of = np.zeros(len(codes), np.int64)
         for number, code in enumerate(codes):
             mask = coco.decode(code).view(bool)
-            for place, layer in enumerate(layers):
-                if not layer[mask].any():
-                    break
-            else:
-                place, layer = len(layers), np.zeros(size, kind)
-                layers.append(layer)
-            layer[mask] = number + 1
-            layer_of[number] = place
+            free = [place for place, layer in enumerate(layers) if not layer[mask].any()]
+            if not free:
+                free = [len(layers)]
+                layers.append(np.zeros(size, kind))
+            layers[free[0]][mask] = number + 1
+            layer_of[number] = free[0]
         stacked = np.stack(layers) if layers else np.zeros((1, *size), kind)
         return cls(stacked, layer_of, np.asarray(labels, np.int64).reshape(-1), np.asarray(crowd, bool).reshape(-1))
 
@@ -255,7 +253,8 @@ def read_segments(row: Mapping[str, Any], schema: LabelSchema, size: tuple[int, 
         codes = [to_code(json.loads(entry["segmentation"]), size) for entry in entries]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise BadSample(name, f"a mask that cannot be read: {' '.join(str(error).split())[:120]}",
-                        "COCO polygons or run-length codes of the image's size", "mend it, or remove the row") from error
+                        "COCO polygons or run-length codes of the image's size",
+                        "mend it, or remove the row") from error
     for code in codes:
         if tuple(code["size"]) != tuple(size):
             (height, width), (mask_height, mask_width) = size, code["size"]

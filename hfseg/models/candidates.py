@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.ops import box_convert, masks_to_boxes
 
 from hfseg.errors import UserError
 
@@ -132,6 +131,8 @@ def feed_boxes(model: nn.Module, targets: Targets) -> dict[str, Any]:
     Returns:
         Arguments of its `forward`: boxes as (centre x, centre y, width, height) in shares of the image.
     """
+    from torchvision.ops import box_convert, masks_to_boxes  # seconds, which per-pixel networks need not wait
+
     labels = []
     for masks, classes in zip(targets.masks, targets.classes, strict=True):
         height, width = masks.shape[-2:]
@@ -161,10 +162,10 @@ def feed_text(model: nn.Module, targets: Targets) -> dict[str, Any]:
         seen = [f"a photo with a {targets.names[i]}" for i in sorted(classes.tolist())][:count]
         sentences.append(seen + [f"{article} {targets.task} photo"] * (count - len(seen)))
     length = model.config.text_encoder_context_length
-    return {
-        **feed_masks(model, targets), **ask_task(model, targets.task, len(sentences)),
-        "text_inputs": torch.stack([_tokens(model, texts, length) for texts in sentences]),
-    }  # fmt: skip
+    asked = ask_task(model, targets.task, len(sentences))
+    model.model.is_training = True  # it compares its queries with the sentences, whatever its mode
+    texts = torch.stack([_tokens(model, texts, length) for texts in sentences])
+    return {**feed_masks(model, targets), **asked, "text_inputs": texts}
 
 
 def ask_task(model: nn.Module, task: str, count: int) -> dict[str, Tensor]:
@@ -178,6 +179,7 @@ def ask_task(model: nn.Module, task: str, count: int) -> dict[str, Tensor]:
     Returns:
         Arguments of its `forward`.
     """
+    model.model.is_training = False
     return {"task_inputs": _tokens(model, [f"the task is {task}"], model.config.task_seq_len).expand(count, -1)}
 
 

@@ -147,7 +147,7 @@ def load_model(
                 part.num_channels = 3 if pretrained else channels
         if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
             dry_run(name, model_config, ODD_SIZE)
-        with config_errors(name):
+        with config_errors(name), quiet_transformers():
             model = auto_class(family).from_config(model_config).float()
         report.new = list(model.state_dict())
         if pretrained:
