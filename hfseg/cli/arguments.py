@@ -80,6 +80,8 @@ def add_inference_flags(parser: Parser) -> None:
     parser.add_argument("--tta", metavar="VIEWS", help=(
         "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
         "'' for none"))
+    parser.add_argument("--task", choices=["semantic", "instance", "panoptic"],
+                        help="for models that do several; default: what it was trained for")
 
 
 def add_push_flags(parser: Parser) -> None:
