@@ -137,8 +137,8 @@ def print_scores(results: dict) -> None:
 def predict(arguments: list[str]) -> None:
     """Predict masks of images."""
     parser = Parser("hfseg predict", description=(
-        "Write a semantic map, an overlay and the areas of each image; and where objects are told apart, a map of their "
-        "ids, with scores, boxes and masks in the JSON file."))
+        "Write a semantic map, an overlay and the areas of each image; and where objects are told apart, a map of "
+        "their ids, with scores, boxes and masks in the JSON file."))
     parser.add_argument("--threshold", type=float, help="least score of an object that is shown (default: 0.5)")
     parser.add_argument("model", help="run directory, folder or hub id")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="images, folders, globs")
