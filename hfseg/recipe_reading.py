@@ -37,7 +37,8 @@ def load_recipe(config: str | None = None, overrides: Sequence[str] = ()) -> Rec
     if config is not None:
         path = find_config(config)
         check_keys(path)
-        arguments = ["--config", str(path), *arguments]
+        # The text: given a path, the parser changes the working directory while it reads, under all other threads.
+        arguments = [f"--config={path.read_text(encoding='utf-8')}", *arguments]
     parsed = parser.parse_args(arguments)
     parsed.pop("config", None)
     recipe = parser.instantiate_classes(parsed)

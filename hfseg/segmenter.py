@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from hfseg.errors import BadSample, UserError, one_of
 from hfseg.inference.evaluation_mode import EvaluationMode
-from hfseg.inference.profiling import Profile, profile_call
+from hfseg.inference.profiling import Profile, profile_call, time_stages
 from hfseg.inference.reading import read_ahead, read_image
 from hfseg.inference.segments import Found, Geometry, SegmentRules, compatible, find_instances, find_panoptic
 from hfseg.inference.test_time_augmentation import averaged_logits
@@ -279,9 +279,16 @@ class Segmenter:
         """
         if isinstance(image, list | tuple):
             raise UserError(f"a list of {len(image)} images", "one image")
-        stages = {"read and decode": "_read", "preprocess": "_pixel_values", "forward": "_network",
-                  "upsample and argmax": "_upsample"}
-        return profile_call(copy(self), image, stages, rounds, next(self.model.parameters()).device)
+        return profile_call(copy(self), image, rounds, next(self.model.parameters()).device)
+
+    def timed(self) -> tuple[Segmenter, dict[str, float]]:
+        """Make a segmenter of the same model that times the parts of its calls.
+
+        Returns:
+            Another segmenter, which shares the model, and the seconds by part, which its calls add to.
+        """
+        other = copy(self)
+        return other, time_stages(other, next(self.model.parameters()).device)
 
     def logits(self, images: Sequence[np.ndarray]) -> Tensor:
         """Compute the logits of whole images of one size, at the network's resolution.

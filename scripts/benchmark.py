@@ -36,6 +36,7 @@ SECTIONS = {
     "loss": kernels.measure_loss,
     "metric": kernels.measure_metric,
     "masks": masks.measure_masks,
+    "masks_others": masks.measure_masks_others,
     "startup": inference.measure_startup,
     "scaling": scaling.measure_scaling,
     "memory": kernels.measure_memory,

@@ -7,7 +7,7 @@ import sys
 
 from hfseg.cli.arguments import split_config
 from hfseg.cli.hub_commands import card, hub, pull, push, push_data
-from hfseg.cli.run_commands import evaluate, init, models, predict, preview, quickstart, train
+from hfseg.cli.run_commands import demo, evaluate, init, models, predict, preview, quickstart, train
 from hfseg.errors import UserError, one_of
 
 HELP = """\
@@ -21,6 +21,7 @@ Fine-tune, evaluate and use segmentation models of the Hugging Face Hub.
   hfseg train --config RECIPE             fine-tune; any field can be given as --section.field VALUE
   hfseg evaluate MODEL --data DATA        score a model at the images' own sizes
   hfseg predict MODEL IMAGE... --output DIR
+  hfseg demo [MODEL ...]                  a page in the browser: photos, videos, webcam; compare, correct, export
   hfseg models [PATTERN]                  networks, their size and cost
   hfseg card DIR                          write a run's model card again
   hfseg push DIR USER/NAME                publish a run, in one commit; --space serves it, too
@@ -35,7 +36,8 @@ Exit status: 0 done; 2 for something you can mend, with what to do; 1 for a defe
 
 COMMANDS = {
     "quickstart": quickstart, "init": init, "preview": preview, "train": train, "evaluate": evaluate,
-    "predict": predict, "models": models, "card": card, "push": push, "pull": pull, "push-data": push_data, "hub": hub,
+    "predict": predict, "demo": demo, "models": models, "card": card, "push": push, "pull": pull,
+    "push-data": push_data, "hub": hub,
 }  # fmt: skip
 
 

@@ -160,6 +160,21 @@ def predict(arguments: list[str]) -> None:
                         fix="see the messages above")
 
 
+def demo(arguments: list[str]) -> None:
+    """Serve a page."""
+    parser = Parser("hfseg demo", description=(
+        "Serve a page that segments photos, videos and a webcam in the browser, until Ctrl-C. Several models can be\n"
+        "compared; a promptable one (SAM, SAM 2, EdgeTAM) turns clicks and boxes into masks."))
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=(
+        "run directories, folders or hub ids (default: the newest runs/quickstart, else the model that hfseg ships)"))
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860 on; 0 takes any free one")
+    parser.add_argument("--host", default=None, metavar="ADDRESS", help="address to listen on (default: 127.0.0.1)")
+    options = parser.parse_args(arguments)
+    from hfseg.demo import launch
+
+    launch(options.models or None, server_port=options.port, server_name=options.host)
+
+
 def quickstart(arguments: list[str]) -> None:
     """Run the whole journey."""
     parser = Parser("hfseg quickstart", description=(
@@ -175,7 +190,7 @@ def quickstart(arguments: list[str]) -> None:
 def models(arguments: list[str]) -> None:
     """List networks."""
     parser = Parser("hfseg models", description="List networks with their size and cost, at 21 classes and 512 x 512.")
-    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family or backbone")
+    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family, backbone or task")
     parser.add_argument("--backbone", help="hfseg's own networks on this backbone")
     parser.add_argument("--max_parameters", type=float, metavar="MILLIONS", help="no larger ones")
     parser.add_argument("--max_gflops", type=float, metavar="GFLOPS", help="no costlier ones")

@@ -129,8 +129,8 @@ def _classes(schema: LabelSchema, splits: Sequence[WrittenSplit]) -> str:
     called = dict(zip((value for value, _ in schema.stored), schema.stored_names, strict=True))[schema.ignore_index]
     rows = [(i, code(name), f"`{hex_colour(schema.palette[i])}`", i) for i, name in enumerate(schema.names)]
     if pixels[-1]:
-        rows.append((schema.ignore_index, f"unlabelled ({code(called)})" if called != "ignored" else "unlabelled", "",
-                     schema.num_labels))
+        also = "" if called in ("ignored", "unlabelled") else f" ({code(called)})"
+        rows.append((schema.ignore_index, f"unlabelled{also}", "", schema.num_labels))
     for value, name, colour, place in rows[:LISTED]:
         shares = [share(int(split.pixels[place]) / max(1, int(split.pixels.sum()))) for split in splits]
         table.append(f"| {value} | {name} | {colour} | " + " | ".join(shares) + f" | {int(images[place]):,} |")

@@ -15,6 +15,10 @@ import torch
 
 from hfseg.errors import UserError
 
+# What the parts of a call are called, and the methods of a segmenter that they are.
+STAGES = {"read and decode": "_read", "preprocess": "_pixel_values", "forward": "_network",
+          "upsample and argmax": "_upsample"}  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -52,15 +56,12 @@ class Profile:
         return "\n".join(lines)
 
 
-def profile_call(
-    segmenter: Any, image: Any, stages: Mapping[str, str], rounds: int, device: torch.device
-) -> Profile:
+def profile_call(segmenter: Any, image: Any, rounds: int, device: torch.device) -> Profile:
     """Times the stages of calls.
 
     Args:
         segmenter: A copy to spend: its methods are replaced by timed ones.
         image: What it is called with.
-        stages: Name of a stage -> the method that it is; none calls another.
         rounds: How many calls.
         device: Where the network computes.
 
@@ -72,7 +73,32 @@ def profile_call(
     """
     if rounds < 1:
         raise UserError(f"rounds is {rounds}", "1 or more")
-    spent = dict.fromkeys(stages, 0.0)
+    spent = time_stages(segmenter, device)
+    result = segmenter(image)  # what is compiled or loaded on the first call
+    memory = _peak_extra_bytes(lambda: segmenter(image), device)
+    taken: dict[str, list[float]] = {name: [] for name in (*STAGES, "other", "total")}
+    for _ in range(rounds):
+        spent.update(dict.fromkeys(spent, 0.0))
+        start = _now(device)
+        segmenter(image)
+        total = _now(device) - start
+        for name, seconds in {**spent, "other": total - sum(spent.values()), "total": total}.items():
+            taken[name].append(1000 * seconds)
+    medians = {name: statistics.median(values) for name, values in taken.items()}
+    return Profile(medians, memory, rounds, str(device), result.semantic_map.shape)
+
+
+def time_stages(segmenter: Any, device: torch.device) -> dict[str, float]:
+    """Times the stages of all calls to come.
+
+    Args:
+        segmenter: A copy to spend: its methods are replaced by timed ones.
+        device: Where the network computes.
+
+    Returns:
+        Seconds by stage, which calls add to.
+    """
+    spent = dict.fromkeys(STAGES, 0.0)
 
     def timed(name: str, method: Callable) -> Callable:
         def call(*arguments, **more):
@@ -84,20 +110,9 @@ def profile_call(
 
         return call
 
-    for name, method in stages.items():
+    for name, method in STAGES.items():
         setattr(segmenter, method, timed(name, getattr(segmenter, method)))
-    result = segmenter(image)  # what is compiled or loaded on the first call
-    memory = _peak_extra_bytes(lambda: segmenter(image), device)
-    taken: dict[str, list[float]] = {name: [] for name in (*stages, "other", "total")}
-    for _ in range(rounds):
-        spent.update(dict.fromkeys(spent, 0.0))
-        start = _now(device)
-        segmenter(image)
-        total = _now(device) - start
-        for name, seconds in {**spent, "other": total - sum(spent.values()), "total": total}.items():
-            taken[name].append(1000 * seconds)
-    medians = {name: statistics.median(values) for name, values in taken.items()}
-    return Profile(medians, memory, rounds, str(device), result.semantic_map.shape)
+    return spent
 
 
 def _now(device: torch.device) -> float:

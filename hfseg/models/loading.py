@@ -17,7 +17,9 @@ from transformers.utils import cached_file
 
 from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
-from hfseg.models.configs import config_errors, load_config, readable_errors, resolve_name
+from hfseg.models.backbones import HOSTS, is_backbone_type, pretrain_backbone
+from hfseg.models.configs import auto_class, config_errors, load_config, readable_errors, resolve_name
+from hfseg.models.dry_run import dry_run
 from hfseg.models.families import Family, family_of
 from hfseg.models.hub_files import find_weights
 from hfseg.models.networks import architecture_of
@@ -26,6 +28,8 @@ from hfseg.models.networks.smp import SmpConfig
 from hfseg.models.networks.smp_checkpoints import is_smp, load_smp, smp_processor
 from hfseg.models.networks.weights import pretrain
 from hfseg.models.quiet import quiet_transformers
+
+ODD_SIZE = (64, 97)
 
 
 @dataclass
@@ -90,7 +94,8 @@ def load_model(
         revision: Branch, tag or commit on the hub.
         token: Hub token, if not the one that is logged in.
         weights: `pretrained` or `random`; one of hfseg's own networks starts from its backbone's ImageNet weights.
-        backbone: By name, for hfseg's own networks, such as `resnet18` or a model of timm.
+        backbone: By name: for hfseg's own networks, such as `resnet18` or a model of timm; for `upernet`, a checkpoint
+            of transformers such as `facebook/dinov2-small`, or a type such as `swin`, which gives random weights.
         backbone_weights: File with weights of the backbone, in place of those that its library offers.
         config: Fields of the configuration to override.
         channels: Bands of the images; the first convolution is adapted when the checkpoint has others.
@@ -129,24 +134,28 @@ def load_model(
         _set_task(model_config, family, task, name)
     _set_loss(model_config, family, loss or {}, name)
     own, found = architecture_of(source) is not None, None
+    theirs = bool(backbone) and source in HOSTS  # a backbone of transformers, under its UPerNet
     if backbone_weights is not None and (not own or weights == "random"):
         raise UserError(f"model.backbone_weights is set, and {name} with {weights} weights does not read it",
                         "a network of hfseg such as hfseg/unet, with weights pretrained", "leave it out")
     if own or source in CONFIG_MAPPING or weights == "random":
-        pretrained = own and weights == "pretrained"
+        pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
         if labels is not None:
             _set_labels(model_config, labels)
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
                 part.num_channels = 3 if pretrained else channels
+        if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
+            dry_run(name, model_config, ODD_SIZE)
         with config_errors(name), quiet_transformers():
             model = auto_class(family).from_config(model_config).float()
         report.new = list(model.state_dict())
         if pretrained:
-            found = pretrain(model, backbone_weights)
+            found = pretrain(model, backbone_weights) if own else _pretrain_theirs(model, backbone, hub)
             report.new = [key for key in report.new if family.is_head(key)]
             report.loaded = len(model.state_dict()) - len(report.new)
-            report.notes.append(f"ImageNet weights of {model_config.backbone} from {found.source}")
+            report.notes.append(f"weights of {found.source} in the backbone" if theirs else
+                                f"ImageNet weights of {model_config.backbone} from {found.source}")
         else:
             report.notes.append("all weights are random")
     else:
@@ -265,16 +274,11 @@ def _load_weights(source: str, config, family: Family, report: LoadReport, hub: 
     return model
 
 
-def auto_class(family: Family) -> type:
-    """Returns the Auto class of transformers that makes the networks of a family.
-
-    Args:
-        family: Its record.
-
-    Returns:
-        Such as `AutoModelForSemanticSegmentation`.
-    """
-    return getattr(transformers, f"AutoModelFor{family.auto}Segmentation")
+def _pretrain_theirs(model: nn.Module, backbone: str, hub: dict) -> Pretraining:
+    with readable_errors(backbone), quiet_transformers(progress=not Path(backbone).is_dir()):
+        if not Path(backbone).is_dir():
+            hub = {**hub, "revision": find_weights(backbone, hub["revision"], hub["token"])}
+        return pretrain_backbone(model, backbone, hub)
 
 
 def _set_task(config, family: Family, task: str, name: str) -> None:

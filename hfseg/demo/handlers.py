@@ -1,0 +1,197 @@
+"""What the page does when it is asked: one function per endpoint, each of which checks what it is sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from hfseg.demo.encoding import message
+from hfseg.demo.exports import KINDS, Request, write_export
+from hfseg.demo.limits import read_upload, told
+from hfseg.demo.models import Models
+from hfseg.errors import UserError
+from hfseg.result import Segmentation
+from hfseg.segmenter import Segmenter
+
+TILES = {"automatic": None, "off": 0, "512": 512, "1024": 1024}
+SIZES = {"as it is": None, "2048": 2048, "1024": 1024, "512": 512}
+VIEWS = ("horizontal_flip", "vertical_flip", "0.75", "1.25")
+LARGE = 4_000_000  # pixels; above, the network is shown tiles unless it resizes images anyway
+
+
+class Handlers:
+    """The endpoints of a page.
+
+    Args:
+        models: What it serves.
+    """
+
+    def __init__(self, models: Models):
+        self.models = models
+
+    def segment(
+        self, image: str | None, model: str, compare_with: str | None = None, tiles: str = "automatic",
+        views: list[str] | None = None, longest_side: str = "as it is",
+    ) -> dict[str, Any]:  # fmt: skip
+        """Finds the class of every pixel of an image.
+
+        Args:
+            image: A file: JPEG, PNG, TIFF, WebP...
+            model: One of the page's models.
+            compare_with: Another one, to be shown beside it, or nothing.
+            tiles: Side in pixels of the windows that a large image is computed in: automatic, off, 512 or 1024.
+            views: Test-time augmentation: horizontal_flip, vertical_flip, 0.75, 1.25.
+            longest_side: Down to how many pixels the image is made smaller for the network: as it is, 2048, 1024, 512.
+
+        Returns:
+            The photo, and per model the class ids (grey PNG, from 255 classes on red + 256 green), the confidence
+            (PNG, 255 is certain), class names, colours and segments; the milliseconds of each part.
+        """
+        with told(image):
+            options = Options(tiles, views, longest_side)
+            chosen = [model] + ([compare_with] if compare_with and compare_with != model else [])
+            start = time.perf_counter()
+            segmenters = {name: self._segmenter(name) for name in chosen}
+            times = {"wait for model": time.perf_counter() - start, "read": 0.0}
+            results, notes = {}, []
+            for name, segmenter in segmenters.items():
+                start = time.perf_counter()
+                array = read_upload(image, segmenter.channels)
+                times["read"] += time.perf_counter() - start
+                results[name], note = run(segmenter, array, options, times)
+                notes += [note] * (note is not None and note not in notes)
+            return message(results, array, image, times, notes)
+
+    def export(
+        self, semantic_map: str | None, kind: str, photo: str | None, request: dict | None,
+        segment_map: str | None = None,
+    ) -> str:  # fmt: skip
+        """Writes a map, which may have been corrected by hand, as a file of another kind.
+
+        Args:
+            semantic_map: The class ids as a PNG: palette, grey with 8 or 16 bits.
+            kind: coco (run-length codes), geojson (polygons), overlay or cutout (PNG).
+            photo: The photo, for overlay and cutout.
+            request: `classes` as a list of id, name and colour; `hidden` class ids, which overlay and cutout leave
+                out; `opacity` of an overlay, 0 to 1; with a segment map `segments` as a list of id, label_id and
+                perhaps score; `name` to call the file by.
+            segment_map: Segment ids as a PNG of red + 256 green + 65536 blue, where segments are not classes.
+
+        Returns:
+            The file.
+        """
+        with told(semantic_map, photo, segment_map):
+            if kind not in KINDS:
+                raise UserError(f"no export of kind {str(kind)[:40]!r}", ", ".join(KINDS))
+            return write_export(Request.read(semantic_map, photo, request, segment_map), kind)
+
+    def _segmenter(self, name: str) -> Segmenter:
+        if name not in self.models.names:
+            raise UserError(f"this page has no model {str(name)[:100]!r}", ", ".join(self.models.names))
+        return self.models.get(name)
+
+
+class Options:
+    """How the network is shown an image.
+
+    Args:
+        tiles: A key of `TILES`.
+        views: Some of `VIEWS`.
+        longest_side: A key of `SIZES`.
+
+    Raises:
+        UserError: For anything else.
+    """
+
+    def __init__(self, tiles: str = "automatic", views: list[str] | None = None, longest_side: str = "as it is"):
+        views = views or []
+        for what, value, allowed in (("tiles", tiles, TILES), ("longest side", longest_side, SIZES),
+                                     *(("view", view, VIEWS) for view in views)):
+            if not isinstance(value, str) or value not in allowed:
+                raise UserError(f"{what} {str(value)[:40]!r}", ", ".join(allowed))
+        self.tile, self.views, self.longest_side = TILES[tiles], tuple(views), SIZES[longest_side]
+
+
+def run(
+    segmenter: Segmenter, image: np.ndarray, options: Options, times: dict[str, float]
+) -> tuple[Segmentation, str | None]:
+    """Segments an image by the page's options.
+
+    Args:
+        segmenter: The model.
+        image: (H, W, C).
+        options: How.
+        times: Seconds by part are added here.
+
+    Returns:
+        The result at the image's own size, and what a visitor should know of how it was made, or None.
+
+    Raises:
+        UserError: When the network cannot take them.
+    """
+    shown, note = _smaller(image, options.longest_side), None
+    tile = options.tile
+    if tile is None and shown.shape[0] * shown.shape[1] > LARGE and not getattr(segmenter.processor, "do_resize", 0):
+        tile, note = 1024, "Large image: computed in tiles of 1024 pixels."
+    timed, spent = segmenter.using(tile=tile, tta=options.views).timed()
+    start = time.perf_counter()
+    result = timed(shown)
+    total = time.perf_counter() - start
+    parts = {"forward": spent["forward"], "preprocess": spent["preprocess"],
+             "map": total - spent["forward"] - spent["preprocess"]}  # fmt: skip
+    if shown is not image:
+        start = time.perf_counter()
+        result = _at_size(result, image)
+        parts["map"] += time.perf_counter() - start
+        note = f"The network saw {shown.shape[1]} x {shown.shape[0]} pixels."
+    for name, seconds in parts.items():
+        times[name] = times.get(name, 0.0) + seconds
+    return result, note
+
+
+def _smaller(image: np.ndarray, longest: int | None) -> np.ndarray:
+    height, width = image.shape[:2]
+    if longest is None or max(height, width) <= longest:
+        return image
+    size = [max(1, round(side * longest / max(height, width))) for side in (width, height)]
+    bands = [_resize(image[..., band], size, Image.Resampling.BOX) for band in range(image.shape[2])]
+    return np.stack(bands, -1)
+
+
+def _resize(array: np.ndarray, size: list[int], how: Image.Resampling) -> np.ndarray:
+    kind = array.dtype
+    if kind != np.uint8:
+        array = array.astype(np.int32 if kind.kind in "iu" else np.float32)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(array)).resize(size, how)).astype(kind)
+
+
+def _at_size(result: Segmentation, image: np.ndarray) -> Segmentation:
+    size = [image.shape[1], image.shape[0]]
+    changes: dict[str, Any] = {"image": image}
+    for name in ("semantic_map", *(("segment_map",) if result.segments is not None else ())):
+        changes[name] = _resize(getattr(result, name), size, Image.Resampling.NEAREST)
+    if result.confidence is not None:
+        changes["confidence"] = _resize(result.confidence, size, Image.Resampling.BILINEAR)
+    if result.segments is None:
+        changes["segment_map"] = None
+    return replace(result, **changes)
+
+
+def state_line(models: Models, name: str) -> Mapping[str, Any]:
+    """Tells a visitor how far a model is.
+
+    Args:
+        models: The page's.
+        name: One of them.
+
+    Returns:
+        `state`, and a `text` for it.
+    """
+    state, reason = models.state(name)
+    texts = {"waiting": "not loaded yet", "loading": "loading", "ready": "ready", "failed": f"failed: {reason}"}
+    return {"state": state, "model": name, "text": texts[state]}

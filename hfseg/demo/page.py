@@ -1,0 +1,185 @@
+"""The page itself: what is where, and what happens on which click."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from hfseg.demo.examples import find_examples
+from hfseg.demo.handlers import SIZES, TILES, VIEWS, Handlers
+from hfseg.demo.limits import KEPT_SECONDS, MAX_FILE_SIZE, MAX_PIXELS, WAITING
+from hfseg.demo.models import Models
+
+STATIC = Path(__file__).resolve().parent / "static"
+SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "viewer")
+MODEL_QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}  # the cores are the model's: one call at a time
+
+
+def build_page(models: Models) -> gr.Blocks:
+    """Builds the page.
+
+    Args:
+        models: What it serves.
+
+    Returns:
+        The page, ready to be launched.
+    """
+    handlers = Handlers(models)
+    with gr.Blocks(title="hfseg", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
+                   fill_width=True) as page:  # fmt: skip
+        with gr.Row(elem_id="masthead"):
+            gr.HTML("<h1>Mask prediction</h1><p>Every pixel gets a class.</p>", elem_id="title")
+            status = state_pill(models)
+        with gr.Tabs(elem_id="tabs"), gr.Tab("Image", id="image"):
+            image_tab(handlers)
+        timer = gr.Timer(1.0)
+        timer.tick(lambda: _status(models, timer), None, [status, timer], queue=False, show_progress="hidden",
+                   api_visibility="private")
+    page.queue(max_size=WAITING, default_concurrency_limit=1)
+    return page
+
+
+def image_tab(handlers: Handlers) -> None:
+    """Lays out the tab for one image.
+
+    Args:
+        handlers: What answers.
+    """
+    models = handlers.models
+    names = models.names
+    with gr.Row(elem_id="image-tab"):
+        with gr.Column(scale=1, min_width=270, elem_id="inputs"):
+            image = gr.Image(label="Image", show_label=False, type="filepath", image_mode=None, height=230,
+                             sources=["upload", "clipboard", "webcam"], elem_id="photo", buttons=[],
+                             placeholder="Drop a photo here, or click to choose one")  # fmt: skip
+            image.preprocess = as_it_is
+            files = find_examples({models.paths[name]: models.configs[name] for name in models.paths})
+            examples = gr.Dataset(components=[gr.Image(type="filepath", render=False)], samples=[[f] for f in files],
+                                  label="Examples", elem_id="examples", visible=bool(files), type="index",
+                                  samples_per_page=8)  # fmt: skip
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
+            other = gr.Dropdown([("none", ""), *names], value="", label="Compare with", visible=len(names) > 1,
+                                elem_id="compare")  # fmt: skip
+            run = gr.Button("Segment", variant="primary", elem_id="segment")
+            with gr.Accordion("Advanced", open=False, elem_id="advanced"):
+                tiles = gr.Dropdown(list(TILES), value="automatic", label="Tiles", elem_id="tiles",
+                                    info="windows in which large images are computed")  # fmt: skip
+                views = gr.CheckboxGroup([(view.replace("_", " "), view) for view in VIEWS], value=[], elem_id="views",
+                                         label="Average over views", info="flips and scales; slower")  # fmt: skip
+                longest = gr.Dropdown(list(SIZES), value="as it is", label="Longest side", elem_id="longest",
+                                      info="pixels that the network is shown")  # fmt: skip
+            gr.HTML(f"<p>Up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} and {MAX_PIXELS // 1_000_000} million "
+                    "pixels. Files are deleted after an hour.</p>", elem_id="limits")  # fmt: skip
+        with gr.Column(scale=4, min_width=320, elem_id="output"):
+            viewer = make_viewer()
+    inputs = [image, model, other, tiles, views, longest]
+    # One call at a time, and always the last image that was chosen.
+    segment = gr.on([run.click, image.input], handlers.segment, inputs, viewer, api_name="segment",
+                    js=BEGIN, trigger_mode="always_last", show_progress="hidden", **MODEL_QUEUE)  # fmt: skip
+    segment.failure(None, None, None, js=FAILED)
+    chosen = examples.click(lambda number: files[number], examples, image, api_visibility="private", queue=False,
+                            show_progress="hidden")  # fmt: skip
+    chosen.then(handlers.segment, inputs, viewer, js=BEGIN, show_progress="hidden", api_visibility="private",
+                trigger_mode="always_last", **MODEL_QUEUE).failure(None, None, None, js=FAILED)  # fmt: skip
+    gr.on([model.change, other.change], lambda *chosen: [models.start(name) for name in chosen if name] and None,
+          [model, other], None, queue=False, api_visibility="private", show_progress="hidden")  # fmt: skip
+    export_channel(handlers, viewer)
+
+
+def export_channel(handlers: Handlers, viewer: gr.HTML) -> None:
+    """Connects the viewer's export buttons: it sends its map, the server writes a file, the browser keeps it.
+
+    Args:
+        handlers: What answers.
+        viewer: The viewer.
+    """
+    semantic_map, segment_map, photo, download = (
+        gr.File(visible="hidden", elem_id=f"export-{name}") for name in ("map", "segments", "photo", "download"))
+    kind, request = gr.Textbox(visible="hidden"), gr.JSON(visible="hidden")
+    viewer.export(
+        handlers.export, [semantic_map, kind, photo, request, segment_map], download, api_name="export",
+        js="async () => await window.hfsegViewer.exportRequest()", show_progress="hidden", concurrency_limit=2,
+    ).success(None, [download], None, js="(file) => window.hfsegViewer.download(file)").failure(
+        None, None, None, js=FAILED)  # fmt: skip
+
+
+BEGIN = "(...values) => { window.hfsegViewer.begin(values[0]); return values; }"
+FAILED = "() => window.hfsegViewer.failed()"
+
+
+def make_viewer() -> gr.HTML:
+    """Makes the canvas viewer.
+
+    Returns:
+        A component whose value is a message of `hfseg.demo.encoding`; it triggers `export`.
+    """
+    scripts = "\n".join((STATIC / f"{name}.js").read_text(encoding="utf-8") for name in SCRIPTS)
+    viewer = gr.HTML(
+        value=None, html_template=_text("viewer.html"), css_template="", js_on_load=scripts, elem_id="viewer",
+        apply_default_css=False, container=False,
+    )  # fmt: skip
+    viewer.api_info = lambda: {"type": {}, "description": "what the viewer shows: files, classes, times"}
+    return viewer
+
+
+def state_pill(models: Models) -> gr.HTML:
+    """Makes the line that says how far the model is.
+
+    Args:
+        models: The page's.
+
+    Returns:
+        A component whose value is a list of `state` and `text`.
+    """
+    models.start(next(iter(models.paths)))
+    return gr.HTML(value=_states(models), html_template='<div class="states" role="status"></div>', elem_id="status",
+                   js_on_load=_text("status.js"), apply_default_css=False)  # fmt: skip
+
+
+def _states(models: Models) -> list[dict[str, str]]:
+    texts = {"loading": "loading", "ready": "ready", "failed": "failed"}
+    found = []
+    for name in models.paths:
+        state, reason = models.state(name)
+        if state != "waiting":
+            found.append({"state": state, "text": f"{name}: {texts[state]}", "reason": reason})
+    return found
+
+
+def _status(models: Models, timer: gr.Timer) -> tuple[Any, Any]:
+    states = _states(models)
+    return states, gr.Timer(1.0 if any(one["state"] == "loading" for one in states) else 4.0)
+
+
+def as_it_is(payload: Any) -> str | None:
+    """Takes the uploaded file itself: gradio would clip 16 bits, and fail on some files before anybody said why.
+
+    Args:
+        payload: What gradio received.
+
+    Returns:
+        The file.
+    """
+    return payload.path if payload else None
+
+
+@cache
+def _text(name: str) -> str:
+    return (STATIC / name).read_text(encoding="utf-8")
+
+
+def page_style() -> dict[str, Any]:
+    """Returns what `launch` has to know of the page's looks; fonts are those of the visitor's machine.
+
+    Returns:
+        Arguments of gradio's `launch`.
+    """
+    fonts = ["Inter", "ui-sans-serif", "system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
+    theme = gr.themes.Default(
+        primary_hue="teal", secondary_hue="teal", neutral_hue="slate", radius_size="md", spacing_size="md",
+        font=fonts, font_mono=["ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace"],
+    )  # fmt: skip
+    return {"theme": theme, "css_paths": [str(STATIC / "page.css"), str(STATIC / "viewer.css")]}

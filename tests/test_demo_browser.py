@@ -1,0 +1,315 @@
+"""The demo in a real browser: what is painted, toggled, exported, refused; and that nothing leaves this machine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import HOSTILE, MODEL
+from PIL import Image
+
+import hfseg
+from hfseg.ops import rle
+
+VIEWER = "window.hfsegViewer"
+
+
+@pytest.fixture(scope="module")
+def expected(photo) -> hfseg.Segmentation:
+    return hfseg.Segmenter.from_pretrained(MODEL)(photo)
+
+
+def send(page, file) -> None:
+    """Uploads a photo, which starts the model, and waits until its mask is painted."""
+    before = page.get_attribute(".hv", "data-painted")
+    if page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").count():
+        page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").first.click()
+    page.set_input_files("#photo input[type=file]", str(file))
+    wait_painted(page, before)
+
+
+def wait_painted(page, before) -> None:
+    page.wait_for_function("before => document.querySelector('.hv').dataset.painted !== before", arg=before)
+
+
+def choose(page, dropdown: str, text: str) -> None:
+    page.click(f"#{dropdown} input")
+    page.get_by_role("option", name=text, exact=True).click()
+
+
+def ids(page, layer: int = 0) -> np.ndarray:
+    height, width = page.evaluate(f"[{VIEWER}.size.height, {VIEWER}.size.width]")
+    return np.array(page.evaluate(f"Array.from({VIEWER}.layers[{layer}].ids)")).reshape(height, width)
+
+
+def canvas(page) -> np.ndarray:
+    """What is painted, as RGBA."""
+    height, width, data = page.evaluate(f"""() => {{
+        {VIEWER}.paintNow();
+        const canvas = document.querySelector('.hv-stage canvas');
+        const {{ data, height, width }} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
+        return [height, width, Array.from(data)];
+    }}""")
+    return np.array(data, np.uint8).reshape(height, width, 4)
+
+
+def requests_during(page, act) -> list[str]:
+    found = []
+    page.on("request", lambda request: found.append(request.url))
+    act()
+    page.wait_for_timeout(50)
+    # The state of the models is asked for now and then, whatever is done.
+    return [url for url in found if not url.startswith("blob:") and "heartbeat" not in url and "queue" not in url]
+
+
+def download(page, kind: str) -> Path:
+    with page.expect_download() as started:
+        page.click(f"[data-export={kind}]")
+    return Path(started.value.path()), started.value.suggested_filename
+
+
+def test_ids_in_the_browser_are_the_segmenters(page, photo, expected):
+    send(page, photo)
+    np.testing.assert_array_equal(ids(page), expected.semantic_map)
+    confidence = np.array(page.evaluate(f"Array.from({VIEWER}.layers[0].confidence)")) / 255
+    assert np.abs(confidence.reshape(expected.semantic_map.shape) - expected.confidence).max() < 0.003
+
+    rows = page.locator(".hv-legend li")
+    areas = expected.areas()
+    assert [rows.nth(i).get_attribute("data-name") for i in range(rows.count())] == list(areas)
+    assert rows.nth(0).locator(".hv-share").inner_text() == f"{100 * areas['background']['share']:.1f} %"
+
+    times = page.inner_text(".hv-times")
+    assert "203 × 141 pixels" in times and "forward" in times and "paint" in times and "transfer" in times
+
+
+def test_the_mask_view_paints_each_class_in_its_colour(page, photo, expected):
+    send(page, photo)
+    page.click("[data-act=outlines]")
+    page.click("[data-view=mask]")
+    painted = canvas(page)
+    x, y, scale = page.evaluate(f"(({{x, y, scale}}) => [x, y, scale])({VIEWER}.stage.transform)")
+    height, width = expected.semantic_map.shape
+    for row in range(0, height, 7):
+        for column in range(0, width, 5):
+            there = painted[int(y + (row + 0.5) * scale), int(x + (column + 0.5) * scale), :3]
+            assert tuple(there) == tuple(expected.palette[expected.semantic_map[row, column]])
+
+
+def test_looking_needs_no_server(page, photo):
+    send(page, photo)
+    pictures = [canvas(page)]
+
+    def look():
+        page.locator(".hv-opacity input").fill("90")
+        pictures.append(canvas(page))
+        page.uncheck(".hv-legend li[data-name=background] input")
+        pictures.append(canvas(page))
+        page.locator(".hv-legend li[data-name=disk]").dblclick(position={"x": 120, "y": 8})
+        pictures.append(canvas(page))
+        for view in ("confidence", "image", "mask", "wipe"):
+            page.click(f"[data-view={view}]")
+            pictures.append(canvas(page))
+        page.hover(".hv-stage")
+        assert "% sure" in page.inner_text(".hv-readout")
+
+    assert requests_during(page, look) == []
+    for one, other in zip(pictures, pictures[1:]):
+        assert (one != other).any()
+    assert page.locator(".hv-legend input:checked").count() == 1
+    assert page.input_value(".hv-opacity input") == "90" and page.inner_text(".hv-opacity output") == "90 %"
+
+
+def test_hovering_a_class_dims_the_others_but_not_the_image(page, photo, expected):
+    send(page, photo)
+    plain = canvas(page)
+    page.hover(".hv-legend li[data-name=disk]")
+    hovered = canvas(page)
+    page.click("[data-view=image]")
+    page.mouse.move(5, 5)
+    image = canvas(page)
+    x, y, scale = page.evaluate(f"(({{x, y, scale}}) => [x, y, scale])({VIEWER}.stage.transform)")
+
+    def distance(picture, name):  # from the image, inside a class
+        rows, columns = np.nonzero(expected.semantic_map == expected.semantic_map.dtype.type(
+            next(i for i, one in expected.id2label.items() if one == name)))
+        at = (y + (rows + 0.5) * scale).astype(int), (x + (columns + 0.5) * scale).astype(int)
+        return np.abs(picture[at].astype(float) - image[at]).mean()
+
+    assert distance(hovered, "disk") > distance(plain, "disk") > 0
+    assert distance(hovered, "background") < 0.4 * distance(plain, "background")
+
+
+def test_keys_work_while_the_viewer_has_focus(page, photo):
+    send(page, photo)
+    page.focus(".hv-stage")
+    for key, view in {"m": "mask", "i": "image", "u": "confidence", "b": "wipe", "o": "overlay"}.items():
+        page.keyboard.press(key)
+        assert page.get_attribute(f"[data-view={view}]", "aria-checked") == "true"
+    page.keyboard.press("]")
+    assert page.inner_text(".hv-opacity output") == "60 %"
+    page.keyboard.press("[")
+    shown = canvas(page)
+    page.keyboard.press("Space")
+    assert (canvas(page) != shown).any()
+    page.keyboard.press("Space")
+    assert (canvas(page) == shown).all()
+    page.keyboard.press("+")
+    assert page.get_attribute(".hv-stage", "data-zoomed") == "true"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("f")
+    assert page.get_attribute(".hv-stage", "data-zoomed") == "false" and (canvas(page) == shown).all()
+    page.focus("[data-view=overlay]")
+    page.keyboard.press("ArrowRight")
+    assert page.get_attribute("[data-view=mask]", "aria-checked") == "true"
+
+
+def test_the_wheel_scrolls_the_page_unless_the_viewer_is_meant(page, photo):
+    send(page, photo)
+    page.mouse.move(5, 5)
+    page.evaluate("document.activeElement.blur()")
+    page.hover(".hv-stage")
+    page.mouse.wheel(0, -200)
+    assert page.get_attribute(".hv-stage", "data-zoomed") == "false"
+    page.focus(".hv-stage")
+    page.mouse.wheel(0, -400)
+    page.wait_for_selector(".hv-stage[data-zoomed=true]")
+    box = page.locator(".hv-stage").bounding_box()
+    before = page.evaluate(f"{VIEWER}.stage.transform.x")
+    page.mouse.move(box["x"] + 200, box["y"] + 200)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 150, box["y"] + 180, steps=4)
+    page.mouse.up()
+    assert page.evaluate(f"{VIEWER}.stage.transform.x") < before
+
+
+def test_before_and_after_have_a_border_that_moves(page, photo):
+    send(page, photo)
+    page.click("[data-view=wipe]")
+    middle = canvas(page)
+    handle = page.locator(".hv-handle")
+    box = handle.bounding_box()
+    page.mouse.move(box["x"] + 14, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] - 150, box["y"] + 60, steps=5)
+    page.mouse.up()
+    assert int(handle.get_attribute("aria-valuenow")) < 45 and (canvas(page) != middle).any()
+    handle.focus()
+    page.keyboard.press("End")
+    end = canvas(page)
+    page.click("[data-view=image]")
+    assert (canvas(page) == end).all()
+
+
+def test_exports_hold_what_the_segmenter_says(page, photo, expected):
+    send(page, photo)
+    file, name = download(page, "map")
+    stored = Image.open(file)
+    assert name == "my_photo_semantic_map.png" and stored.mode == "P"
+    np.testing.assert_array_equal(np.asarray(stored), expected.semantic_map)
+    assert stored.getpalette()[:6] == [value for colour in expected.palette[:2] for value in colour]
+
+    file, name = download(page, "coco")
+    coco = json.loads(file.read_text())
+    assert name.endswith(".json") and [one["name"] for one in coco["categories"]] == list(expected.id2label.values())
+    assert [one["segmentation"] for one in coco["annotations"]] == \
+        [one["segmentation"] for one in expected.to_coco()]
+
+    file, _ = download(page, "geojson")
+    found = json.loads(file.read_text())
+    assert [one["geometry"] for one in found["features"]] == \
+        [one["geometry"] for one in json.loads(json.dumps(expected.to_geojson()))["features"]]
+
+    page.uncheck(".hv-legend li[data-name=background] input")
+    file, _ = download(page, "cutout")
+    cut = np.asarray(Image.open(file))
+    np.testing.assert_array_equal(cut[..., 3] > 0, expected.semantic_map != 0)
+    np.testing.assert_array_equal(cut[..., :3], expected.image)
+
+    page.check(".hv-legend li[data-name=background] input")
+    file, _ = download(page, "overlay")
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(expected.overlay(0.55)))
+
+
+def test_many_classes_and_names_that_are_no_markup(page, demo, photo):
+    choose(page, "model", "/".join(Path(demo.models[2]).parts[-2:]))
+    send(page, photo)
+    segmenter = hfseg.Segmenter.from_pretrained(demo.models[2])
+    expected = segmenter(photo)
+    assert expected.semantic_map.max() > 255
+    np.testing.assert_array_equal(ids(page), expected.semantic_map)
+    names = page.locator(".hv-legend .hv-name").all_inner_texts()
+    assert HOSTILE in names and page.locator(".hv img").count() == 0
+    if len(names) > 12:
+        page.fill(".hv-search", "onerror")
+        assert page.locator(".hv-legend li:visible").count() == 1
+    file, _ = download(page, "map")
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), expected.semantic_map)
+    file, _ = download(page, "coco")
+    named = {one["id"]: one["name"] for one in json.loads(file.read_text())["categories"]}
+    assert named[299] == HOSTILE
+    assert [rle.area(one["segmentation"]) for one in json.loads(file.read_text())["annotations"]] == \
+        [entry["area"] for entry in expected.segments_info]
+
+
+def test_two_models_side_by_side_and_where_they_differ(page, demo, photo, expected):
+    choose(page, "compare", "/".join(Path(demo.models[1]).parts[-2:]))
+    send(page, photo)
+    other = hfseg.Segmenter.from_pretrained(demo.models[1])(photo)
+    np.testing.assert_array_equal(ids(page, 0), expected.semantic_map)
+    np.testing.assert_array_equal(ids(page, 1), other.semantic_map)
+    assert page.locator(".hv-labels span").all_inner_texts()[0] == MODEL
+    assert page.locator(".hv-legend li").first.locator(".hv-share").count() == 2
+    side = canvas(page)
+    page.click("[data-view=difference]")
+    share = (expected.semantic_map == other.semantic_map).mean()
+    assert page.inner_text(".hv-labels") == f"{100 * share:.1f} % of the pixels agree"
+    assert (canvas(page) != side).any()
+    page.click("[data-view=wipe]")
+    assert page.inner_text("[data-view=wipe]") == "Wipe"
+
+
+def test_what_is_no_image_is_refused_in_words(page, tmp_path, photo):
+    (tmp_path / "<b>text.png").write_text("hello")
+    page.set_input_files("#photo input[type=file]", str(tmp_path / "<b>text.png"))
+    toast = page.locator(".toast-body")
+    toast.wait_for()
+    assert "not an image file" in toast.inner_text() and "traceback" not in toast.inner_text().lower()
+    assert str(tmp_path) not in toast.inner_text() and page.locator(".toast-body b").count() == 0
+    page.wait_for_selector(".hv[aria-busy=false]")
+    send(page, photo)  # and the next one works
+
+
+def test_an_example_runs_when_it_is_clicked(page):
+    page.locator("#examples button").first.click()
+    wait_painted(page, "0")
+    assert page.evaluate(f"{VIEWER}.size.width") == 384 and page.locator(".hv-legend li").count() > 2
+    page.wait_for_selector("#status span[data-state=ready]")
+
+
+@pytest.mark.parametrize("page", ["/?__theme=dark"], indirect=True)
+def test_dark_mode(page, photo):
+    send(page, photo)
+    ground, text = page.evaluate("""() => [getComputedStyle(document.body).backgroundColor,
+        getComputedStyle(document.querySelector('.hv-name')).color]""")
+    dark, light = (np.mean([float(v) for v in colour[colour.index("(") + 1 : -1].split(",")[:3]])
+                   for colour in (ground, text))  # fmt: skip
+    assert dark < 60 and light > 180
+
+
+def test_a_phone_shows_everything_in_one_column(page, photo):
+    page.set_viewport_size({"width": 390, "height": 844})
+    send(page, photo)
+    inputs, stage, legend = (page.locator(name).bounding_box() for name in ("#inputs", ".hv-stage", ".hv-legend"))
+    assert inputs["y"] + inputs["height"] <= stage["y"] and stage["y"] + stage["height"] <= legend["y"]
+    assert stage["width"] > 320 and stage["height"] > 180
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_everything_can_be_named(page):
+    nameless = page.evaluate("""() => [...document.querySelectorAll('.hv button, .hv input, .hv [role]')].filter(
+        (one) => !(one.getAttribute('aria-label') || one.textContent.trim() || one.closest('label')
+                   || one.labels?.length || one.getAttribute('aria-live'))).map((one) => one.outerHTML)""")
+    assert nameless == []
