@@ -59,7 +59,8 @@ def init(arguments: list[str]) -> None:
     """Write a recipe that fits some data."""
     parser = Parser("hfseg init", description=(
         "Look at the data and print a commented recipe that fits it.\n"
-        "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open."))
+        "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open, and --task\n"
+        "instance or panoptic for data with objects."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
     options, flags = parser.parse_known_args(arguments)
