@@ -150,8 +150,8 @@ def _columns(schema: LabelSchema, features: datasets.Features) -> str:
     bits = 8 if schema.dtype == np.uint8 else 16
     objects = "" if "instances" not in features else (
         "\n- `instances`: the objects, each with `category_id` (the class id), `iscrowd` (a region of many that "
-        "nobody told apart), `id` (from 1), and `segmentation`: its mask as COCO run-length code, in JSON. `hfseg train --task "
-        f"{'instance' if all(schema.is_thing) else 'panoptic'}` reads them.")
+        "nobody told apart), `id` (from 1), and `segmentation`: its mask as COCO run-length code, in JSON. "
+        f"`hfseg train --task {'instance' if all(schema.is_thing) else 'panoptic'}` reads them.")
     return (f"## Columns\n\n- `image`: {image}.\n- `semantic_map`: a PNG of one channel of {bits} bits, as large as "
             f"the image: the class id of every pixel, {schema.ignore_index} where it has none.\n- `image_id`: its "
             "name, once in each split." + objects)
