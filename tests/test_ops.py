@@ -372,7 +372,8 @@ def test_upsample_takes_every_layout(view):
     labels, confidence = upsample_argmax(logits, (30, 20), return_confidence=True)
     full = upsample_logits(plain, (30, 20)) if len(plain) else plain.new_empty(0, 5, 30, 20)
     assert labels.shape == confidence.shape == (len(logits), 30, 20) and not confidence.requires_grad
-    assert_argmax_of(labels, full)
+    if len(plain):
+        assert_argmax_of(labels, full)
     torch.testing.assert_close(confidence, full.softmax(1).amax(1), rtol=1e-5, atol=1e-6)
     assert torch.equal(upsample_threshold(logits, (30, 20)), upsample_threshold(plain, (30, 20)))
 
