@@ -14,7 +14,7 @@ from hfseg.demo.limits import KEPT_SECONDS, MAX_FILE_SIZE, MAX_PIXELS, WAITING
 from hfseg.demo.models import Models
 
 STATIC = Path(__file__).resolve().parent / "static"
-SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "viewer")
+SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "prompts", "editor", "viewer")
 MODEL_QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}  # the cores are the model's: one call at a time
 
 
@@ -34,19 +34,30 @@ def build_page(models: Models) -> gr.Blocks:
             gr.HTML("<h1>Mask prediction</h1><p>Every pixel gets a class.</p>", elem_id="title")
             status = state_pill(models)
         with gr.Tabs(elem_id="tabs"), gr.Tab("Image", id="image"):
-            image_tab(handlers)
-        timer = gr.Timer(1.0)
-        timer.tick(lambda: _status(models, timer), None, [status, timer], queue=False, show_progress="hidden",
-                   api_visibility="private")
+            chosen = image_tab(handlers)
+        timer = gr.Timer(0.7)  # until all that was begun is loaded
+
+        def watch() -> tuple[list[dict[str, str]], gr.Timer]:
+            states = _states(models)
+            return states, gr.Timer(active=any(one["state"] == "loading" for one in states))
+
+        gr.on([timer.tick, page.load], watch, None, [status, timer], queue=False, show_progress="hidden",
+              api_visibility="private")  # fmt: skip
+        gr.on([one.change for one in chosen], lambda *names: [models.start(name) for name in names if name] and None,
+              chosen, None, queue=False, api_visibility="private", show_progress="hidden"
+              ).then(watch, None, [status, timer], queue=False, show_progress="hidden", api_visibility="private")
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page
 
 
-def image_tab(handlers: Handlers) -> None:
+def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
     """Lays out the tab for one image.
 
     Args:
         handlers: What answers.
+
+    Returns:
+        The components that choose models.
     """
     models = handlers.models
     names = models.names
@@ -84,9 +95,9 @@ def image_tab(handlers: Handlers) -> None:
                             show_progress="hidden")  # fmt: skip
     chosen.then(handlers.segment, inputs, viewer, js=BEGIN, show_progress="hidden", api_visibility="private",
                 trigger_mode="always_last", **MODEL_QUEUE).failure(None, None, None, js=FAILED)  # fmt: skip
-    gr.on([model.change, other.change], lambda *chosen: [models.start(name) for name in chosen if name] and None,
-          [model, other], None, queue=False, api_visibility="private", show_progress="hidden")  # fmt: skip
     export_channel(handlers, viewer)
+    prompt_channel(handlers, viewer)
+    return [model, other]
 
 
 def export_channel(handlers: Handlers, viewer: gr.HTML) -> None:
@@ -104,6 +115,22 @@ def export_channel(handlers: Handlers, viewer: gr.HTML) -> None:
         js="async () => await window.hfsegViewer.exportRequest()", show_progress="hidden", concurrency_limit=2,
     ).success(None, [download], None, js="(file) => window.hfsegViewer.download(file)").failure(
         None, None, None, js=FAILED)  # fmt: skip
+
+
+def prompt_channel(handlers: Handlers, viewer: gr.HTML) -> None:
+    """Connects clicks and boxes in the viewer to the promptable model.
+
+    Args:
+        handlers: What answers.
+        viewer: The viewer.
+    """
+    photo, mask = gr.File(visible="hidden"), gr.File(visible="hidden")
+    model, prompts, answer = gr.Textbox(visible="hidden"), gr.JSON(visible="hidden"), gr.JSON(visible="hidden")
+    viewer.prompt(
+        handlers.prompt, [photo, model, prompts], [mask, answer], api_name="prompt", show_progress="hidden",
+        js="() => window.hfsegViewer.editor.prompts.request()", trigger_mode="always_last", **MODEL_QUEUE,
+    ).success(None, [mask, answer], None, js="(mask, facts) => window.hfsegViewer.editor.prompts.answer(mask, facts)"
+              ).failure(None, None, None, js="() => window.hfsegViewer.editor.prompts.clear()")  # fmt: skip
 
 
 BEGIN = "(...values) => { window.hfsegViewer.begin(values[0]); return values; }"
@@ -140,18 +167,12 @@ def state_pill(models: Models) -> gr.HTML:
 
 
 def _states(models: Models) -> list[dict[str, str]]:
-    texts = {"loading": "loading", "ready": "ready", "failed": "failed"}
     found = []
     for name in models.paths:
         state, reason = models.state(name)
         if state != "waiting":
-            found.append({"state": state, "text": f"{name}: {texts[state]}", "reason": reason})
+            found.append({"state": state, "text": f"{name}: {state}", "reason": reason})
     return found
-
-
-def _status(models: Models, timer: gr.Timer) -> tuple[Any, Any]:
-    states = _states(models)
-    return states, gr.Timer(1.0 if any(one["state"] == "loading" for one in states) else 4.0)
 
 
 def as_it_is(payload: Any) -> str | None:
