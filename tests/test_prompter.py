@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from promptable import KINDS, tiny
 from transformers import AutoModelForMaskGeneration, AutoProcessor
 
 import hfseg
 from hfseg.errors import UserError
+
+from promptable import KINDS, tiny  # isort: skip
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (45, 70, 3)).astype(np.uint8)
 
@@ -28,14 +29,15 @@ def test_masks_are_those_of_transformers(kind, tmp_path):
             prompts["input_boxes"] = [[list(box)]]
         inputs = processor(images=IMAGE, return_tensors="pt", **prompts)
         with torch.no_grad():
-            outputs = model(**{name: value for name, value in inputs.items() if name.endswith("sizes") is False},
+            outputs = model(**{name: value for name, value in inputs.items() if not name.endswith("sizes")},
                             multimask_output=len(points) == 1)
         sizes = [inputs[name] for name in ("original_sizes", "reshaped_input_sizes") if name in inputs]
         best = int(outputs.iou_scores[0, 0].argmax())
         expected = processor.post_process_masks(outputs.pred_masks, *sizes)[0][0, best].numpy()
         mask, score = prompter.predict(encoded, points, labels, box)
         assert mask.shape == (45, 70) and mask.dtype == bool
-        assert (mask == expected).mean() > 0.999 and score == pytest.approx(float(outputs.iou_scores[0, 0, best]), abs=1e-5)
+        assert (mask == expected).mean() > 0.999
+        assert score == pytest.approx(float(outputs.iou_scores[0, 0, best]), abs=1e-5)
 
 
 def test_the_image_is_encoded_once(tmp_path):
