@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 from PIL import Image
 
@@ -16,6 +17,7 @@ from hfseg.demo.encoding import encode, message, no_class
 from hfseg.demo.exports import KINDS, Request, write_export
 from hfseg.demo.limits import read_upload, told
 from hfseg.demo.models import Models
+from hfseg.demo.video import MOST_FRAMES, segment_frame, segment_video
 from hfseg.errors import UserError
 from hfseg.result import Segmentation
 from hfseg.segmenter import Segmenter
@@ -123,6 +125,42 @@ class Handlers:
             facts = {"score": float(score), "milliseconds": 1000 * (time.perf_counter() - start), "number": number}
             return encode(Image.fromarray(mask * np.uint8(255)), "mask.png")["path"], facts
 
+    def video(
+        self, video: str | None, model: str, every: float = 1, progress: gr.Progress | None = None,
+    ) -> tuple[str, str]:  # fmt: skip
+        """Segments the frames of a video, up to the page's cap.
+
+        Args:
+            video: A file: MP4, WebM, MOV...
+            model: One of the page's models.
+            every: Every how many frames one is taken, 1 to 60.
+
+        Returns:
+            An MP4 (H.264) of the video and its classes side by side, and what was done, in a line.
+        """
+        with told(video):
+            segmenter = self._segmenter(model)
+            whole = isinstance(every, (int, float)) and every == int(every)
+            path, facts = segment_video(video, segmenter, int(every) if whole else every, progress or (lambda *_: None))
+        shown = ", ".join(f"{name} {share:.1f} %" for name, share in facts["classes"][:8])
+        cut = f" The cap is {MOST_FRAMES}; the rest was left out." if facts["cut"] else ""
+        return path, f"{facts['frames']} frames, {facts['seconds']:.1f} s at {facts['fps']:g} fps.{cut} Mean: {shown}"
+
+    def frame(self, frame: np.ndarray | None, model: str) -> np.ndarray | None:
+        """Segments one frame of a webcam.
+
+        Args:
+            frame: The picture.
+            model: One of the page's models.
+
+        Returns:
+            The frame with its classes, at most 480 pixels long.
+        """
+        if frame is None:
+            return None
+        with told():
+            return segment_frame(frame, self._segmenter(model))
+
     def _encoded(self, model: str, prompter: Any, image: str | None) -> Any:
         """The image as the model keeps it; the last few images are remembered."""
         array = read_upload(image)
@@ -140,7 +178,7 @@ class Handlers:
         return message(results, array, image, times, notes) | {"prompter": next(iter(self.models.prompted), None)}
 
     def _segmenter(self, name: str) -> Segmenter:
-        if name not in self.models.names:
+        if name not in self.models.names or name in self.models.prompted:
             raise UserError(f"this page has no model {str(name)[:100]!r}", ", ".join(self.models.names))
         return self.models.get(name)
 

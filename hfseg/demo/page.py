@@ -12,6 +12,7 @@ from hfseg.demo.examples import find_examples
 from hfseg.demo.handlers import SIZES, TILES, VIEWS, Handlers
 from hfseg.demo.limits import KEPT_SECONDS, MAX_FILE_SIZE, MAX_PIXELS, WAITING
 from hfseg.demo.models import Models
+from hfseg.demo.video import FRAME_SIDE, MOST_FRAMES, WEBCAM_EVERY, WEBCAM_SECONDS, WEBCAM_SIDE
 
 STATIC = Path(__file__).resolve().parent / "static"
 SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "prompts", "editor", "viewer")
@@ -33,8 +34,14 @@ def build_page(models: Models) -> gr.Blocks:
         with gr.Row(elem_id="masthead"):
             gr.HTML("<h1>Mask prediction</h1><p>Every pixel gets a class.</p>", elem_id="title")
             status = state_pill(models)
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Image", id="image"):
-            chosen = image_tab(handlers)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Image", id="image"):
+                chosen = image_tab(handlers)
+            if models.names != models.prompted:
+                with gr.Tab("Video", id="video"):
+                    chosen += video_tab(handlers)
+                with gr.Tab("Webcam", id="webcam"):
+                    chosen += webcam_tab(handlers)
         timer = gr.Timer(0.7)  # until all that was begun is loaded
 
         def watch() -> tuple[list[dict[str, str]], gr.Timer]:
@@ -83,7 +90,7 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
                 longest = gr.Dropdown(list(SIZES), value="as it is", label="Longest side", elem_id="longest",
                                       info="pixels that the network is shown")  # fmt: skip
             gr.HTML(f"<p>Up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} and {MAX_PIXELS // 1_000_000} million "
-                    "pixels. Files are deleted after an hour.</p>", elem_id="limits")  # fmt: skip
+                    "pixels. Files are deleted after an hour.</p>", elem_classes="limits")  # fmt: skip
         with gr.Column(scale=4, min_width=320, elem_id="output"):
             viewer = make_viewer()
     inputs = [image, model, other, tiles, views, longest]
@@ -98,6 +105,64 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
     export_channel(handlers, viewer)
     prompt_channel(handlers, viewer)
     return [model, other]
+
+
+def video_tab(handlers: Handlers) -> list[gr.Dropdown]:
+    """Lays out the tab for videos.
+
+    Args:
+        handlers: What answers.
+
+    Returns:
+        The components that choose models.
+    """
+    names = handlers.models.names
+    with gr.Row(elem_id="video-tab"):
+        with gr.Column(scale=1, min_width=270):
+            video = gr.Video(label="Video", sources=["upload"], height=230, elem_id="video-input", buttons=[])
+            video.preprocess = as_it_is
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="video-model")
+            every = gr.Slider(1, 30, value=1, step=1, label="Every n-th frame", elem_id="video-every")
+            run = gr.Button("Segment the video", variant="primary", elem_id="video-segment")
+            gr.HTML(f"<p>The first {MOST_FRAMES} frames, at most {FRAME_SIDE} pixels long. Sound is left out.</p>",
+                    elem_classes="limits")  # fmt: skip
+        with gr.Column(scale=4, min_width=320):
+            result = gr.Video(label="Video and classes", interactive=False, autoplay=True, elem_id="video-result",
+                              height=460, buttons=["download"])  # fmt: skip
+            facts = gr.Textbox(label="Result", interactive=False, elem_id="video-facts", lines=1, max_lines=3)
+
+    def process(video: str | None, model: str, every: float, progress=gr.Progress()) -> tuple[str, str]:  # noqa: B008
+        return handlers.video(video, model, every, lambda done, all: progress((done, all), unit="frames"))
+
+    process.__doc__ = handlers.video.__doc__
+    run.click(process, [video, model, every], [result, facts], api_name="video", show_progress_on=[result],
+              **MODEL_QUEUE)  # fmt: skip
+    return [model]
+
+
+def webcam_tab(handlers: Handlers) -> list[gr.Dropdown]:
+    """Lays out the tab for a webcam.
+
+    Args:
+        handlers: What answers.
+
+    Returns:
+        The components that choose models.
+    """
+    names = handlers.models.names
+    with gr.Row(elem_id="webcam-tab"):
+        with gr.Column(scale=1, min_width=270):
+            camera = gr.Image(sources=["webcam"], streaming=True, type="numpy", label="Webcam", height=300,
+                              elem_id="webcam-input")  # fmt: skip
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="webcam-model")
+            gr.HTML(f"<p>{1 / WEBCAM_EVERY:g} frames a second at most, {WEBCAM_SIDE} pixels long, for "
+                    f"{WEBCAM_SECONDS} seconds; then start again. Frames are not kept.</p>", elem_classes="limits")
+        with gr.Column(scale=4, min_width=320):
+            shown = gr.Image(label="Classes", interactive=False, elem_id="webcam-result", height=460, buttons=[],
+                             format="jpeg", show_label=False)  # fmt: skip
+    camera.stream(handlers.frame, [camera, model], shown, api_name="frame", stream_every=WEBCAM_EVERY,
+                  time_limit=WEBCAM_SECONDS, show_progress="hidden", **MODEL_QUEUE)  # fmt: skip
+    return [model]
 
 
 def export_channel(handlers: Handlers, viewer: gr.HTML) -> None:
