@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,41 @@ def test_what_a_network_cannot_do_is_refused(tmp_path):
         hfseg.train(recipe, verbose=False)
     with pytest.raises(UserError, match="does not do instance"):
         load_model("segformer", labels=NAMES, task="instance")
+
+
+SCORE = """
+import json, sys
+import torch
+from accelerate import Accelerator
+from mask_networks import CONFIGS
+from hfseg import Segmenter, load_data, load_model
+from hfseg.evaluation import Evaluator
+
+accelerator, found = Accelerator(cpu=True), []
+for task in ("instance", "panoptic"):
+    data = load_data("shapes/source", task=task, scenes=13)
+    torch.manual_seed(0)
+    model, processor = load_model("mask2former", data.schema, config=CONFIGS["mask2former"], task=task)
+    segmenter = Segmenter(model, processor, threshold=0.05, overlap_mask_area_threshold=0.0)
+    results = Evaluator(data, "validation", batch_size=3, limit=11).run(
+        segmenter, accelerator=accelerator, verbose=False)
+    found.append({key: value for key, value in results.items() if key != "protocol"})
+if accelerator.is_main_process:
+    json.dump([accelerator.num_processes, found], open(sys.argv[1], "w"))
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_scores_are_identical_on_one_and_two_processes(tmp_path, monkeypatch):
+    from test_distributed import launch
+
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]))
+    (tmp_path / "score.py").write_text(SCORE)
+    for processes in (1, 2):
+        launch(processes, tmp_path / "score.py", tmp_path / f"{processes}.json")
+    (alone, one), (together, two) = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
+    assert (alone, together) == (1, 2) and one == two and one[0]["num_images"] == 11
 
 
 @pytest.mark.slow
