@@ -22,7 +22,7 @@ from trials import CAMVID, run
 
 import hfseg
 
-LENGTH = ["--train.max_steps", "138", "--eval.eval_steps", "69"]
+LENGTH = ["--train.max_steps", "138", "--eval.eval_steps", "138"]
 PRETRAINED = ["--train.learning_rate", "3e-4"]  # of the backbone; the head learns ten times as fast
 RANDOM = ["--model.weights", "random", "--train.learning_rate", "1e-3"]
 LITE = "tf_efficientnet_lite0"
@@ -48,14 +48,14 @@ class Entry:
 
 
 ENTRIES = {
-    **{name: Entry(f"hfseg/{name}", LITE, "ImageNet", ["--model.backbone", LITE, *PRETRAINED])
-       for name in ("linknet", "fpn", "pspnet", "deeplabv3plus")},
     "unet": Entry("hfseg/unet", LITE, "ImageNet", ["--model.backbone", LITE, "--model.config", THIN, *PRETRAINED]),
     "segformer": Entry("segformer", "as in `camvid_segformer_small`", "random", ["--model.config", SEGFORMER, *RANDOM]),
+    **{name: Entry(f"hfseg/{name}", LITE, "ImageNet", ["--model.backbone", LITE, *PRETRAINED])
+       for name in ("fpn", "linknet", "deeplabv3plus", "pspnet")},
     "lraspp": Entry("hfseg/lraspp", "mobilenet_v3_large", "random", RANDOM),
-    "hrnet": Entry("hfseg/hrnet", "hrnet_w18_small", "random", ["--model.backbone", "hrnet_w18_small", *RANDOM]),
     "segnet": Entry("hfseg/segnet", "a quarter of VGG16's widths", "random",
                     ["--model.config", "{widths: [16, 32, 64, 128, 128]}", *RANDOM]),
+    "hrnet": Entry("hfseg/hrnet", "hrnet_w18_small", "random", ["--model.backbone", "hrnet_w18_small", *RANDOM]),
     "shapes": Entry("hfseg/shapes-segformer", "", "`shapes`, shipped", PRETRAINED),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_networks import CASES
+from transformers import pipeline
 
 from hfseg import LocalHub, Segmenter, train
 from hfseg.errors import UserError
@@ -94,6 +95,8 @@ def test_every_kind_of_network_goes_through_the_loop_and_the_evaluator(name, tmp
     assert train(recipe, verbose=False)["loss"] > 0
     segmenter = Segmenter.from_pretrained(tmp_path / "run", tile=32 if name == "fcn" else None, tta="horizontal_flip")
     assert segmenter(np.zeros((50, 90, 3), np.uint8)).semantic_map.shape == (50, 90)
+    segments = pipeline("image-segmentation", str(tmp_path / "run"))(Image.new("RGB", (90, 50)))
+    assert {segment["mask"].size for segment in segments} == {(90, 50)}
 
 
 def test_resuming_with_another_backbone_is_refused(run):
