@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from hfseg.metrics.scorers import WORDS
 from hfseg.run_directory import read_log
 
 COLOURS = ("#2a6fdb", "#e8590c", "#2b8a3e", "#9c36b5", "#c92a2a")
@@ -31,8 +32,10 @@ def draw_learning_curve(log: str | Path, path: str | Path) -> None:
     left, right = figure.subplots(1, 2)
     left.plot([line["step"] for line in train], [line["loss"] for line in train], color=COLOURS[0], lw=1,
               marker="o" if len(train) == 1 else None, ms=3, label="training loss")
-    left.plot([line["step"] for line in evals], [line["eval"]["loss"] for line in evals], color=COLOURS[1], marker="o",
-              ms=3, label="validation loss")
+    with_loss = [line for line in evals if line["eval"].get("loss") is not None]
+    if with_loss:
+        left.plot([line["step"] for line in with_loss], [line["eval"]["loss"] for line in with_loss], color=COLOURS[1],
+                  marker="o", ms=3, label="validation loss")
     rate = left.twinx()
     rate.plot([line["step"] for line in train], [line["learning_rate"] for line in train], color="#adb5bd", lw=1,
               marker="o" if len(train) == 1 else None, ms=3)
@@ -40,10 +43,10 @@ def draw_learning_curve(log: str | Path, path: str | Path) -> None:
     rate.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     left.set_xlabel("step")
     left.legend(frameon=False)
-    for colour, (key, label) in zip(COLOURS, {"mean_iou": "mean IoU", "mean_accuracy": "mean accuracy",
-                                              "overall_accuracy": "overall accuracy"}.items()):
-        right.plot([line["step"] for line in evals], [line["eval"][key] for line in evals], color=colour, marker="o",
-                   ms=3, label=label)
+    keys = [key for key in (evals[-1]["eval"] if evals else ()) if key != "loss"]
+    for colour, key in zip(COLOURS, keys):
+        right.plot([line["step"] for line in evals], [line["eval"].get(key) for line in evals], color=colour,
+                   marker="o", ms=3, label=WORDS.get(key, key.replace("_", " ")))
     right.set_ylim(0, 1)
     right.set_xlabel("step")
     right.grid(alpha=0.3)

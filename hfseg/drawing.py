@@ -73,6 +73,95 @@ def draw_panels(
     return picture
 
 
+def draw_segment_panels(
+    image: np.ndarray,
+    truth: tuple[np.ndarray, Mapping[int, int]],
+    prediction: tuple[np.ndarray, Mapping[int, int]],
+    names: Sequence[str],
+    palette: Sequence[Colour],
+    path: str | os.PathLike | None = None,
+) -> Image.Image:
+    """Draw image, truth and prediction side by side, every object outlined and shaded, over a legend of counts.
+
+    Args:
+        image: (H, W) or (H, W, C).
+        truth: (H, W) ids of the true objects, and the class id of each; other ids are none.
+        prediction: The same of the predicted ones.
+        names: Class names by class id.
+        palette: (red, green, blue) per class id.
+        path: Where to write the picture, as PNG.
+
+    Returns:
+        The picture.
+    """
+    shape = truth[0].shape
+    scale = _PANEL / max(shape)
+    height, width = (max(1, round(side * scale)) for side in shape)
+    at = np.ix_(*(np.arange(n) * side // n for n, side in zip((height, width), shape, strict=True)))
+    resampling = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
+    photo = np.array(Image.fromarray(to_rgb(image)).resize((width, height), resampling))
+    panels = {"image": photo}
+    for title, (ids, labels) in (("truth", truth), ("prediction", prediction)):
+        panels[f"{title}: {len(labels)} segments"] = paint_segments(ids[at], labels, palette, photo)
+    legend = []
+    for i, name in enumerate(names):
+        counts = [sum(label == i for label in labels.values()) for _, labels in (truth, prediction)]
+        if any(counts):
+            legend.append((tuple(palette[i]), f"{name}  {counts[0]} true, {counts[1]} predicted"))
+    picture = _sheet(panels, legend)
+    if path is not None:
+        picture.save(path)
+    return picture
+
+
+def paint_segments(
+    ids: np.ndarray, labels: Mapping[int, int], palette: Sequence[Colour], image: np.ndarray, alpha: float = 0.5
+) -> np.ndarray:
+    """Colour objects over an image: each a shade of its class's colour, with an outline.
+
+    Args:
+        ids: (H, W) ids of objects.
+        labels: Class id of each object; other ids show the image.
+        palette: (red, green, blue) per class id.
+        image: (H, W, C) under it.
+        alpha: How opaque the shades are.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    known = np.array(sorted(labels), np.int64)
+    place = np.zeros(ids.shape, np.int64)  # 0 for none
+    if len(known):
+        found = np.minimum(np.searchsorted(known, ids), len(known) - 1)
+        place = np.where(known[found] == ids, found + 1, 0)
+    colours = np.zeros((len(known) + 1, 3), np.float32)
+    seen: dict[int, int] = {}
+    for i, key in enumerate(known.tolist(), start=1):
+        label = labels[key]
+        colours[i] = _shade(palette[label], seen.get(label, 0), len(palette) == 1)
+        seen[label] = seen.get(label, 0) + 1
+    base = to_rgb(image).astype(np.float32)
+    edge = np.zeros(ids.shape, bool)
+    for axis in (0, 1):
+        differs = np.diff(place, axis=axis) != 0
+        edge |= np.insert(differs, 0, False, axis) | np.insert(differs, differs.shape[axis], False, axis)
+    edge &= place > 0
+    shown = np.where((place > 0)[..., None], base + alpha * (colours[place] - base), base)
+    shown[edge] = 0.25 * shown[edge] + 0.75 * np.minimum(colours[place[edge]] * 0.6 + 100, 255)
+    return np.rint(shown).astype(np.uint8)
+
+
+def _shade(colour: Colour, number: int, alone: bool) -> tuple[float, ...]:
+    """A colour near the class's own for each object; of any hue where there is one class."""
+    import colorsys
+
+    hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))
+    turn = number * 0.61803398875 % 1
+    hue = hue + (turn if alone else 0.16 * (turn - 0.5) * (number > 0))
+    value = min(1.0, max(0.35, value * (1 - 0.35 * ((number * 0.7548776662) % 1) * (number > 0))))
+    return tuple(255 * channel for channel in colorsys.hsv_to_rgb(hue % 1, max(saturation, 0.5 * alone), value))
+
+
 def _sheet(panels: Mapping[str, np.ndarray], legend: Sequence[tuple[Colour, str]]) -> Image.Image:
     """Lay out titled panels in a row and a legend in columns below."""
     font = ImageFont.load_default(_FONT)

@@ -22,11 +22,12 @@ from tqdm.auto import tqdm
 
 from hfseg.data import SegmentationData, load_recipe_data
 from hfseg.data.images import Sample, read_row
-from hfseg.drawing import draw_panels, to_rgb
+from hfseg.drawing import draw_panels, draw_segment_panels, to_rgb
 from hfseg.errors import BadSample, UserError
 from hfseg.inference.reading import read_ahead
 from hfseg.inference_settings import check_tile, read_tta
 from hfseg.labels import LabelSchema
+from hfseg.metrics.scorers import SCORERS
 from hfseg.metrics.scores import scores_from_matrix, to_json_ready
 from hfseg.models import saved_schema
 from hfseg.ops import confusion_counts, upsample_confusion
@@ -35,6 +36,19 @@ from hfseg.run_directory import RECIPE
 from hfseg.segmenter import Segmenter
 
 _INPUTS = 3  # pictures that samples/inputs holds
+SEGMENT_PROTOCOL = {
+    "instance": {
+        "scored_at": "the original size of each image; mask logits upsampled bilinearly before the threshold",
+        "averaging": "COCO: the mean over IoU thresholds 0.50 to 0.95 and classes of the area under the precision "
+                     "envelope; areas are those of the masks; the boundary score takes the smaller of the IoU of masks "
+                     "and that of their boundaries",
+    },
+    "panoptic": {
+        "scored_at": "the original size of each image; mask logits upsampled bilinearly before the threshold",
+        "averaging": "panoptic quality per class over the whole split, and the mean over the classes that occur; "
+                     "pixels without truth count for nothing",
+    },
+}
 
 
 class Evaluator:
@@ -51,6 +65,7 @@ class Evaluator:
         to_model: Class id of the data -> class id of the model; None where they are the same.
         tile: As for `Segmenter`: 0 for whole images, None for what the segmenter does. So for the other:
         tta: As for `Segmenter`; empty for none.
+        max_detections: Of a class in an image, the best ones that count for average precision.
 
     Raises:
         UserError: For tiles or views that cannot be.
@@ -59,7 +74,8 @@ class Evaluator:
     def __init__(self, data: SegmentationData, split: str, *, batch_size: int = 8, on_bad_sample: str = "stop",
                  limit: int | None = None, channels: int = 3, schema: LabelSchema | None = None,
                  to_model: np.ndarray | None = None, tile: int | None = None,
-                 tta: str | Iterable[str | float] | None = None):
+                 tta: str | Iterable[str | float] | None = None, max_detections: int = 100):
+        self.max_detections = max_detections
         self.data, self.split, self.schema = data, split, schema or data.schema
         self.batch_size, self.on_bad_sample, self.limit = batch_size, on_bad_sample, limit
         self.channels, self.to_model = channels, to_model
@@ -82,7 +98,8 @@ class Evaluator:
 
         Returns:
             Plain Python values: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` by name and
-            more scores, `loss`, `num_images`, `protocol`. A class that never occurs scores None.
+            more scores, `loss`, `num_images`, `protocol`. A class that never occurs scores None. For instances
+            `mask_ap` and its kin, for panoptic maps `panoptic_quality`, and no loss.
 
         Raises:
             BadSample: When a sample cannot be used and `on_bad_sample` is `stop`.
@@ -90,11 +107,13 @@ class Evaluator:
         """
         rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
         names = [segmenter.model.config.id2label[i] for i in range(segmenter.model.config.num_labels)]
+        if segmenter.task != "semantic":
+            return self._run_segments(segmenter, names, accelerator if world > 1 else None, rank, world, verbose)
         matrix = np.zeros((len(names), len(names)), np.int64)
         totals = np.zeros(3, np.float64)  # loss, images, skipped
         self.skipped, segmenter = [], self._as_wanted(segmenter)
         with closing(self._samples(rank, world, verbose)) as samples:
-            for batch in _grouped(samples, self.batch_size):
+            for batch in _grouped((sample for _, sample in samples), self.batch_size):
                 totals[1] += len(batch)
                 if objective is None and segmenter.needs_tiles(batch[0].image.shape):  # logits are never whole
                     for sample, prediction in zip(batch, segmenter.predict_maps([sample.image for sample in batch])):
@@ -120,6 +139,45 @@ class Evaluator:
         results["num_images"] = int(totals[1])
         results["protocol"] = self._protocol(segmenter, int(totals[2]))
         return results
+
+    def _run_segments(self, segmenter: Segmenter, names: list[str], accelerator: Accelerator | None, rank: int,
+                      world: int, verbose: bool) -> dict:
+        """Scores what is told apart: every detection counts in average precision, and the map as it is in quality."""
+        self._refuse_maps()
+        things = [i in segmenter.things for i in range(len(names))]
+        scorer = SCORERS[segmenter.task](len(names), things, self.max_detections)
+        if segmenter.task == "instance":
+            segmenter = segmenter.using(threshold=0.0, overlaps=True,
+                                        max_segments=max(self.max_detections, segmenter.rules.max_segments))
+        self.skipped, counts = [], np.zeros(2, np.int64)
+        with closing(self._samples(rank, world, verbose)) as samples:
+            for batch in _grouped(samples, self.batch_size, lambda pair: pair[1].image.shape):
+                found = segmenter.segments([sample.image for _, sample in batch])
+                for (number, sample), one in zip(batch, found, strict=True):
+                    scorer.add(number, one, sample, self.to_model)
+                counts[0] += len(batch)
+        counts[1] = len(self.skipped)
+        if accelerator:
+            scorer.gather(accelerator)
+            counts = accelerator.reduce(torch.from_numpy(counts).to(accelerator.device), "sum").cpu().numpy()
+        if counts[0] == 0:
+            raise UserError(f"not one image of the split {self.split} could be scored",
+                            fix=self.skipped[0] if self.skipped else "check the data")
+        results = to_json_ready(scorer.scores(names))
+        protocol = self._protocol(segmenter, int(counts[1]))
+        protocol |= SEGMENT_PROTOCOL[segmenter.task] | {"task": segmenter.task}
+        rules = segmenter.rules
+        if segmenter.task == "instance":
+            protocol["max_detections"] = self.max_detections
+        else:
+            protocol["threshold"] = rules.threshold
+            protocol["overlap_mask_area_threshold"] = rules.overlap_mask_area_threshold
+        return {"task": segmenter.task, **results, "loss": None, "num_images": int(counts[0]), "protocol": protocol}
+
+    def _refuse_maps(self) -> None:
+        if self.data.task == "semantic":
+            raise UserError("the model tells objects apart, and the data was read as label maps",
+                            "data with objects", "load_data(..., task='instance') or 'panoptic'")
 
     def measures(self) -> list:
         """Returns what a score depends on besides the weights: scores compare where it is equal.
@@ -149,9 +207,8 @@ class Evaluator:
         segmenter = self._as_wanted(segmenter)
         names = list(segmenter.model.config.id2label.values())
         for sample in self.samples(count):
-            [prediction] = segmenter.predict_maps([sample.image])
             file = folder / f"{len(files):02d}_{Path(sample.name).stem[:60]}.png"
-            draw_panels(sample.image, self._reference(sample), prediction, names, segmenter.palette, file)
+            self._draw_panels(segmenter, sample, names, file)
             if self.channels == 3 and len(files) < _INPUTS:  # for the hub's widget, which wants pictures to try
                 (folder / "inputs").mkdir(exist_ok=True)
                 shown = Image.fromarray(to_rgb(sample.image))
@@ -159,6 +216,18 @@ class Evaluator:
                 shown.save(folder / "inputs" / f"{len(files):02d}.png", optimize=True)
             files.append(file)
         return files
+
+    def _draw_panels(self, segmenter: Segmenter, sample: Sample, names: list[str], file: Path) -> None:
+        if segmenter.task == "semantic":
+            [prediction] = segmenter.predict_maps([sample.image])
+            draw_panels(sample.image, self._reference(sample), prediction, names, segmenter.palette, file)
+            return
+        [found] = segmenter.segments([sample.image])
+        truth = sample.segments.relabelled(self.to_model)
+        ids = truth.flat()
+        labels = {i + 1: int(label) for i, label in enumerate(truth.labels) if label >= 0 and not truth.crowd[i]}
+        draw_segment_panels(sample.image, (ids, labels), (
+            found.segment_map, {s["id"]: s["label_id"] for s in found.segments}), names, segmenter.palette, file)
 
     def samples(self, count: int) -> list[Sample]:
         """Decodes a few samples, spread over the split.
@@ -215,7 +284,7 @@ class Evaluator:
                 else:
                     raise item
 
-    def _samples(self, rank: int, world: int, verbose: bool) -> Iterator[Sample]:
+    def _samples(self, rank: int, world: int, verbose: bool) -> Iterator[tuple[int, Sample]]:
         length = self._length()
         if length is None:  # a stream without a limit: one pass, every n-th row
             bar = tqdm(self.data[self.split], desc="evaluation", disable=not verbose, leave=False, delay=2)
@@ -224,8 +293,7 @@ class Evaluator:
             mine = set(range(rank, length, world))
             decoded = tqdm(self._rows(mine), total=len(mine), desc="evaluation", unit="img", leave=False, delay=2,
                            disable=not (verbose and rank == 0))
-        for _, sample in decoded:
-            yield sample
+        yield from decoded
 
     def _reference(self, sample: Sample) -> np.ndarray:
         if self.to_model is None:
@@ -270,7 +338,7 @@ class Evaluator:
 def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limit: int | None = None,
              on_bad_sample: str = "stop", tile: int | None = None, tta: str | Iterable[str | float] | None = None,
              overrides: Sequence[str] = (), revision: str | None = None, token: str | None = None,
-             verbose: bool = False, say=None) -> dict:
+             task: str | None = None, max_detections: int | None = None, verbose: bool = False, say=None) -> dict:
     """Scores a model on a split of some data, at the original size of every image.
 
     A run of hfseg reads the label maps as it did in training. The classes of any other checkpoint are aligned with
@@ -289,6 +357,9 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
         overrides: Flags such as `["--data.labels.binary", "true"]`, for a path or hub id that needs them.
         revision: Of a model on the hub.
         token: Hub token.
+        task: `semantic`, `instance` or `panoptic`, for models that do several; what it was trained for if None.
+        max_detections: Of a class in an image, the best ones that count for average precision; 100, as COCO has it, or
+            what the run's recipe says.
         verbose: Whether to show a progress bar.
         say: Called with lines for people, such as the table of aligned classes.
 
@@ -314,13 +385,16 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
     elif not isinstance(model, (str, Path)):
         raise UserError(f"a model of type {type(model).__name__}", "a Segmenter, a model, a folder or a hub id")
     else:
-        segmenter = Segmenter.from_pretrained(str(model), revision=revision, token=token)
+        segmenter = Segmenter.from_pretrained(str(model), revision=revision, token=token,
+                                              **({"task": task} if task else {}))
         trained = saved_schema(str(model), revision, token)
         if (Path(str(model)) / RECIPE).is_file():  # so that the score of the run is found again
             said = load_recipe(str(model)).eval
+            max_detections = max_detections or said.max_detections
             tile, tta = said.tile if tile is None else tile, said.tta if tta is None else tta
     if isinstance(data, (str, Path)):
         run = str(model) if trained and Path(str(model)).is_dir() else os.devnull
+        overrides = ["--task", segmenter.task, *overrides]
         data = _open(run, str(data), overrides, on_bad_sample, trained)
     elif not isinstance(getattr(data, "schema", None), LabelSchema):
         raise UserError(f"data of type {type(data).__name__} without a label schema", "what hfseg.load_data returned, "
@@ -340,6 +414,7 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
     evaluator = Evaluator(
         data, chosen, schema=schema, batch_size=batch_size, on_bad_sample=on_bad_sample, limit=limit,
         channels=segmenter.channels, to_model=align_classes(schema, names, say), tile=tile, tta=tta,
+        max_detections=max_detections or 100,
     )  # fmt: skip
     results = evaluator.run(segmenter, verbose=verbose)
     for text in evaluator.skipped:
@@ -398,11 +473,11 @@ def _open(run: str, path: str, overrides: Sequence[str], on_bad_sample: str,
     )
 
 
-def _grouped(samples: Iterator[Sample], size: int) -> Iterator[list[Sample]]:
+def _grouped(samples: Iterator, size: int, shape=lambda sample: sample.image.shape) -> Iterator[list]:
     """Gathers neighbours of one shape, so that they go through the network together."""
-    group: list[Sample] = []
+    group: list = []
     for sample in samples:
-        if group and (len(group) == size or sample.image.shape != group[0].image.shape):
+        if group and (len(group) == size or shape(sample) != shape(group[0])):
             yield group
             group = []
         group.append(sample)

@@ -54,6 +54,7 @@ def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -
     Returns:
         A `UserError`, or None for an exception that does not come from the hub or the way to it.
     """
+    import httpx2
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -65,6 +66,7 @@ def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -
         RevisionNotFoundError,
     )
 
+    error = _inner(error)
     site = api.endpoint if api is not None else constants.ENDPOINT
     plural = {"model": "", "dataset": "datasets/", "space": "spaces/"}[what]
     token = api.token if api is not None else None
@@ -110,11 +112,17 @@ def explain(error: BaseException, repo_id: str, what: str = "model", api=None) -
         where = "https://status.huggingface.co" if "huggingface.co" in site else "what its log says"
         return UserError(f"{site} answered {status} for {repo_id}{_reason(said)}",
                          fix=f"see {where}, then try again" if status >= 500 else None)
+    if isinstance(error, LocalEntryNotFoundError) and constants.HF_HUB_OFFLINE:
+        return UserError(f"{repo_id} is not in the cache of this machine, and HF_HUB_OFFLINE is set",
+                         fix="unset HF_HUB_OFFLINE, or pull it where there is a network")
     if isinstance(error, LocalEntryNotFoundError):
         return UserError(f"{repo_id} is not in the cache of this machine, and {site} does not answer",
                          fix="check the network (HF_ENDPOINT names the hub, HF_HUB_OFFLINE switches it off)")
     if isinstance(error, FileNotFoundError):
         return None
+    if isinstance(error, (httpx2.UnsupportedProtocol, httpx2.InvalidURL)):
+        return UserError(f"{site} is no address of a hub", "https://huggingface.co, http://127.0.0.1:8787...",
+                         "set HF_ENDPOINT, or unset it for huggingface.co")
     if _is_transport(error) or _is_transfer(error):
         return UserError(f"the way to {repo_id} on {site} failed: {_first_line(error)}",
                          fix="check the network (HF_ENDPOINT names the hub), then again; nothing is half done")
@@ -134,6 +142,7 @@ def status_of(error: BaseException) -> int | None:
         >>> status_of(RuntimeError("Data processing error: HTTP status client error (403 Forbidden) for url"))
         403
     """
+    error = _inner(error)
     response = getattr(error, "response", None)
     if response is not None:
         return response.status_code
@@ -159,13 +168,20 @@ def may_pass(error: BaseException) -> bool:
     status = status_of(error)
     if status is not None:
         return status in (408, 409, 412, 425, 429) or status >= 500
-    return _is_transport(error) or _is_transfer(error) or _is_transport(error.__cause__)
+    error = _inner(error)
+    return _is_transport(error) or _is_transfer(error)
+
+
+def _inner(error: BaseException) -> BaseException:
+    """The client wraps what failed for one of many files in a RuntimeError that only names the file."""
+    return error.__cause__ if isinstance(error, RuntimeError) and isinstance(error.__cause__, Exception) else error
 
 
 def _is_transport(error: BaseException) -> bool:
     import httpx2
 
-    return isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError)) and status_of(error) is None
+    passes = isinstance(error, (httpx2.HTTPError, ConnectionError, TimeoutError))
+    return passes and not isinstance(error, httpx2.UnsupportedProtocol) and status_of(error) is None
 
 
 def _is_transfer(error: BaseException) -> bool:

@@ -50,6 +50,7 @@ class LabelSchema:
         threshold: For binary maps: a value that `stored` does not name counts as this one if it is at least as
             large, else as 0. None: such a value is refused.
         origin: How the schema was found, for people.
+        things: The classes whose objects are told apart, by name; None where nobody said. The others are stuff.
 
     Example:
         >>> schema = LabelSchema.from_names(["road", "car", "void"], ignore_index=2)
@@ -64,6 +65,7 @@ class LabelSchema:
     rgb: bool = False
     threshold: int | None = None
     origin: str = "given"
+    things: tuple[str, ...] | None = None
 
     # -- what models ask --------------------------------------------------------------------------------
 
@@ -86,6 +88,11 @@ class LabelSchema:
     def ignore_index(self) -> int:
         """The id of pixels without a class: 255 up to 255 classes, 65535 above."""
         return 255 if self.num_labels <= 255 else 65535
+
+    @property
+    def is_thing(self) -> tuple[bool, ...]:
+        """Of each class id whether its objects are told apart; all are where nobody said."""
+        return tuple(self.things is None or name in self.things for name in self.names)
 
     @property
     def _packed(self) -> bool:
@@ -226,8 +233,10 @@ class LabelSchema:
             raise UserError("every class is dropped", "at least one class", "data.labels.drop")
         old_id = {name: i for i, name in reversed(list(enumerate(new)))}
         ids = [None if name is None else names.index(name) for name in new]
+        counted = {name for name, thing in zip(new, self.is_thing, strict=True) if thing}
         return dataclasses.replace(
             self,
+            things=None if self.things is None else tuple(name for name in names if name in counted),
             names=tuple(names),
             palette=tuple(self.palette[old_id[name]] for name in names),
             stored=tuple((value, None if i is None else ids[i]) for value, i in self.stored),
@@ -420,6 +429,7 @@ class LabelSchema:
                 for (value, i), name in zip(self.stored, self.stored_names, strict=True)
             ],
             "origin": self.origin,
+            **({} if self.things is None else {"things": list(self.things)}),
         }
 
     @classmethod
@@ -444,6 +454,7 @@ class LabelSchema:
                 rgb=bool(content.get("rgb", False)),
                 threshold=content.get("threshold"),
                 origin=str(content.get("origin", "given")),
+                things=None if content.get("things") is None else tuple(map(str, content["things"])),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"labels without {error}", "names, palette and remap, as hfseg writes them") from error

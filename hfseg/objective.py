@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hfseg.errors import UserError, one_of
+from hfseg.labels import LabelSchema
 from hfseg.losses import LOSSES, Pixels
+from hfseg.models.candidates import Targets
+from hfseg.models.families import Family
 from hfseg.ops.strips import Strip, strips_of
 from hfseg.ops.upsample_cross_entropy import upsample_cross_entropy
 from hfseg.recipe import LossConfig
@@ -162,6 +165,95 @@ def _strips(logits: Tensor, labels: Tensor) -> Iterator[tuple[int, Strip, Tensor
     for image, (coarse, target) in enumerate(zip(logits.detach(), labels, strict=True)):
         for strip in strips_of(len(coarse), coarse.shape[1], tuple(target.shape), coarse):
             yield image, strip, coarse, target[strip.rows]
+
+
+class PixelLoss:
+    """The loss of a per-pixel network on a batch.
+
+    Args:
+        objective: Of logits and labels.
+        model: The network, unwrapped.
+        auxiliary: Where the logits of its auxiliary head are collected.
+    """
+
+    def __init__(self, objective: Objective, model: nn.Module, auxiliary: list[Tensor]):
+        self.objective, self.model, self.auxiliary = objective, model, auxiliary
+
+    def __call__(self, network: nn.Module, pixel_values: Tensor, batch: dict) -> Tensor:
+        """Computes it.
+
+        Args:
+            network: The network, as wrapped for training.
+            pixel_values: (B, C, H, W), on the device.
+            batch: With `labels` (B, H, W).
+
+        Returns:
+            A scalar.
+        """
+        labels = batch["labels"].to(pixel_values.device, non_blocking=True).long()
+        self.auxiliary.clear()
+        loss = self.objective(network(pixel_values=pixel_values).logits, labels)
+        for logits in self.auxiliary:
+            loss = loss + self.model.config.auxiliary_loss_weight * self.objective(logits, labels)
+        return loss
+
+
+class ModelLoss:
+    """The loss that a network computes itself, of masks: matched, with its auxiliary ones, in float32.
+
+    Args:
+        family: Its record, which says how it wants its targets.
+        model: The network, unwrapped.
+        task: What it learns.
+        schema: The classes.
+    """
+
+    def __init__(self, family: Family, model: nn.Module, task: str, schema: LabelSchema):
+        self.family, self.model, self.task, self.schema = family, model, task, schema
+        criterion = getattr(model, "criterion", None)
+        if isinstance(criterion, nn.Module):
+            criterion.forward = _InFloat32(criterion.forward)
+
+    def __call__(self, network: nn.Module, pixel_values: Tensor, batch: dict) -> Tensor:
+        """Computes it.
+
+        Args:
+            network: The network, as wrapped for training.
+            pixel_values: (B, C, H, W), on the device.
+            batch: With the `masks` (N, H, W) and `classes` (N,) of each image.
+
+        Returns:
+            A scalar.
+        """
+        device = pixel_values.device
+        masks, classes = ([one.to(device, non_blocking=True) for one in batch[key]] for key in ("masks", "classes"))
+        step, size = self.family.step(self.model.config), pixel_values.shape[-2:]
+        beyond = (0, -size[1] % step, 0, -size[0] % step)
+        if any(beyond):
+            pixel_values, masks = F.pad(pixel_values, beyond), [F.pad(one, beyond) for one in masks]
+        targets = Targets(masks, classes, self.task, self.schema.names)
+        return network(pixel_values=pixel_values, **self.family.feed(self.model, targets)).loss.squeeze()
+
+
+class _InFloat32:
+    """Calls a function outside of autocast, with float32 in place of half precision: costs of matching decide, and
+    half precision makes ties of them."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *arguments, **named):
+        tensors = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+        with torch.autocast(next(tensors).device.type, enabled=False):
+            return self.function(*map(_widened, arguments), **{key: _widened(value) for key, value in named.items()})
+
+
+def _widened(value):
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict):
+        return {key: _widened(part) for key, part in value.items()}
+    return type(value)(map(_widened, value)) if type(value) in (list, tuple) else value
 
 
 def build_loss(

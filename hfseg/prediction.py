@@ -25,7 +25,7 @@ SAVERS = 2  # threads that write results; as many more may wait
 
 def predict_files(
     model: str, files: list[Path], output: Path, revision: str | None = None, *, tile: int | None = None,
-    tta: str | Iterable[str | float] | None = None, batch_size: int = 4,
+    tta: str | Iterable[str | float] | None = None, batch_size: int = 4, **rules,
 ) -> int:
     """Writes a semantic map, an overlay and the areas of each image.
 
@@ -40,6 +40,7 @@ def predict_files(
         tile: As for `Segmenter`; 0 or None for whole images.
         tta: As for `Segmenter`.
         batch_size: Images that are read before the network starts on them; large ones, in tiles, come one by one.
+        **rules: `task`, `threshold` and the like, as for `Segmenter`.
 
     Returns:
         How many images were written; what is wrong with each of the others is printed.
@@ -47,7 +48,7 @@ def predict_files(
     Raises:
         UserError: When the model cannot be read, or a result would replace a file that is no result.
     """
-    segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile or None, tta=tta)
+    segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile or None, tta=tta, **rules)
     stems, waiting, written = unique_stems(files), deque[Future](), 0
     protect(output, stems, files)
     results = segmenter.stream(files, 1 if tile else batch_size, on_bad_sample="yield")

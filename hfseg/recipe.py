@@ -20,7 +20,8 @@ class ModelConfig:
     """Hub id, folder, `hfseg/shapes-segformer` (shipped with the package), one of hfseg's own networks such as
     `hfseg/unet`, or a transformers model type such as `segformer`, which starts from random weights."""
     backbone: Optional[str] = None
-    """Backbone of one of hfseg's own networks, such as `resnet18`, or any model of timm."""
+    """Backbone of one of hfseg's own networks, such as `resnet18`, or any model of timm; of `upernet`: a checkpoint of
+    transformers, such as `facebook/dinov2-small`."""
     backbone_weights: Optional[str] = None
     """File with weights of the backbone (safetensors, or a state dict of torch), in place of those of its hub."""
     revision: Optional[str] = None
@@ -158,6 +159,12 @@ class LossConfig:
     """Weight of false negatives (tversky)."""
     binary: bool = False
     """Two classes as one sigmoid on the difference of their logits, instead of a softmax."""
+    no_object_weight: Optional[float] = None
+    """Weight of "no object" among the classes, in networks that predict masks; empty: the checkpoint's own, mostly
+    0.1. These have losses of their own, and the terms above do not apply."""
+    num_points: Optional[int] = None
+    """Points at which a mask is compared with its target, in networks that sample them; empty: 12544, that is
+    112 x 112. Fewer are faster, and enough for small images."""
 
 
 @dataclass
@@ -246,14 +253,21 @@ class EvalConfig:
     """Evaluate every n steps; empty: by epochs."""
     eval_epochs: float = 1.0
     """Evaluate every n epochs."""
-    metric: Literal["mean_iou", "mean_accuracy", "overall_accuracy", "mean_f1", "mean_precision", "loss"] = "mean_iou"
-    """Which score the best weights have most of, or `loss`, of which they have least."""
+    metric: Optional[Literal[
+        "mean_iou", "mean_accuracy", "overall_accuracy", "mean_f1", "mean_precision", "loss", "mask_ap", "mask_ap50",
+        "boundary_ap", "panoptic_quality", "segmentation_quality", "recognition_quality",
+    ]] = None
+    """Which score the best weights have most of, or `loss`, of which they have least; empty: `mean_iou`, `mask_ap` or
+    `panoptic_quality`, by the task."""
     batch_size: int = 8
     """Images of one size per forward pass."""
     tile: Optional[int] = None
     """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed."""
     tta: Union[list[Union[float, str]], str] = field(default_factory=list)
     """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `horizontal_flip,0.75`."""
+    max_detections: int = 100
+    """Objects of a class in an image that count for average precision, the best ones; 100 is COCO's. More where images
+    hold more."""
     samples: int = 6
     """Panels of image, truth and prediction to draw."""
 
@@ -296,6 +310,9 @@ class Recipe:
     """When and how it is evaluated."""
     hub: HubConfig = field(default_factory=HubConfig)
     """What is published."""
+    task: Literal["semantic", "instance", "panoptic"] = "semantic"
+    """`semantic`: a class per pixel; `instance`: every object with its mask; `panoptic`: objects told apart, and a
+    class for the rest. The last two need data with objects, and a network that predicts masks."""
     output_dir: str = "runs/latest"
     """The run directory."""
     seed: int = 42

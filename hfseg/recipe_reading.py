@@ -37,7 +37,8 @@ def load_recipe(config: str | None = None, overrides: Sequence[str] = ()) -> Rec
     if config is not None:
         path = find_config(config)
         check_keys(path)
-        arguments = ["--config", str(path), *arguments]
+        # The text: given a path, the parser changes the working directory while it reads, under all other threads.
+        arguments = [f"--config={path.read_text(encoding='utf-8')}", *arguments]
     parsed = parser.parse_args(arguments)
     parsed.pop("config", None)
     recipe = parser.instantiate_classes(parsed)
@@ -188,6 +189,7 @@ def check(recipe: Recipe) -> None:
         "train.save_total_limit": train.save_total_limit,
         "train.cycles": train.cycles,
         "eval.batch_size": recipe.eval.batch_size,
+        "eval.max_detections": recipe.eval.max_detections,
         "eval.eval_epochs": recipe.eval.eval_epochs,
         "transfer.head_learning_rate_factor": recipe.transfer.head_learning_rate_factor,
         "transfer.stages": recipe.transfer.stages,
@@ -196,6 +198,7 @@ def check(recipe: Recipe) -> None:
         "train.save_steps": train.save_steps, "eval.eval_steps": recipe.eval.eval_steps,
         "train.overfit": train.overfit, "train.early_stopping": train.early_stopping,
         "data.max_train_samples": data.max_train_samples, "data.max_eval_samples": data.max_eval_samples,
+        "loss.num_points": recipe.loss.num_points,
         "train.max_grad_norm": train.max_grad_norm, "transfer.head_steps": recipe.transfer.head_steps,
     }
     for name, value in {**positive, **{k: v for k, v in optional.items() if v is not None}}.items():
@@ -218,6 +221,7 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{name} is {value}", "a share from 0 to 1")
     not_negative = {
         "train.warmup_steps": train.warmup_steps, "train.weight_decay": train.weight_decay, "train.l1": train.l1,
+        "loss.no_object_weight": recipe.loss.no_object_weight,
         "data.num_workers": data.num_workers, "data.cache_gb": data.cache_gb, "eval.samples": recipe.eval.samples,
     }  # fmt: skip
     for name, value in not_negative.items():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hfseg.drawing import paint, to_rgb
+from hfseg.drawing import paint, paint_segments, to_rgb
 from hfseg.errors import UserError, one_of
 from hfseg.labels import Colour
 from hfseg.ops import rle, trace_polygons
@@ -49,7 +49,8 @@ class Segmentation:
         confidence: (H, W) probability of the class of each pixel, or a function of no arguments that gives it: it
             is called when `confidence` or a segment's score is first read, or the result is pickled or copied.
         segment_map: (H, W) segment ids; by default the segments are the classes.
-        segments: With `segment_map`, a dict with `id` and `label_id` (and perhaps `score`) per segment.
+        segments: With `segment_map`, a dict with `id` and `label_id` (and perhaps `score`) per segment; and where
+            masks overlap `rle`, the COCO run-length code of the whole mask, of which the map shows what is on top.
 
     Raises:
         ValueError: When the arrays do not fit each other.
@@ -98,11 +99,9 @@ class Segmentation:
         Without `segment_map`, the segments are the classes that occur, and `id` is the class id."""
         entries = []
         for segment in self._segments:
-            mask = self.segment_map == segment["id"]
-            code = rle.encode(mask)
-            score = segment["score"]
-            if score is None and self.confidence is not None and mask.any():
-                score = self.confidence[mask].mean(dtype=np.float64)
+            code, score = self.rles[segment["id"]], segment["score"]
+            if score is None and self.confidence is not None and rle.area(code):
+                score = self.confidence[rle.decode(code)].mean(dtype=np.float64)
             entries.append(
                 {
                     **segment,
@@ -112,6 +111,15 @@ class Segmentation:
                 }
             )
         return entries
+
+    @functools.cached_property
+    def rles(self) -> dict[int, dict[str, Any]]:
+        """The mask of each segment, by its `id`, as COCO run-length code: `size` [height, width] and `counts`."""
+        given = {int(segment["id"]): segment["rle"] for segment in self.segments or () if segment.get("rle")}
+        return {
+            segment["id"]: given.get(segment["id"]) or rle.encode(self.segment_map == segment["id"])
+            for segment in self._segments
+        }
 
     @functools.cached_property
     def _segments(self) -> list[dict[str, Any]]:
@@ -185,6 +193,8 @@ class Segmentation:
             if not ids:
                 known = ", ".join(str(entry["id"]) for entry in self._segments)
                 raise UserError(f"no segment {segment} in this image", known or "there is none")
+        if any(segment.get("rle") for segment in self.segments or ()):
+            return np.logical_or.reduce([rle.decode(self.rles[i]) for i in ids])
         return np.isin(self.segment_map, ids)
 
     # -- pictures ---------------------------------------------------------------------------------------
@@ -203,6 +213,9 @@ class Segmentation:
         """
         if not 0 <= alpha <= 1:
             raise UserError(f"alpha is {alpha}", "0 (the image) to 1 (the colours)")
+        if self.segments is not None and self.image is not None:
+            labels = {segment["id"]: segment["label_id"] for segment in self._segments}
+            return Image.fromarray(paint_segments(self.segment_map, labels, self.palette, self.image, alpha))
         return Image.fromarray(paint(self.semantic_map, self.palette, self.image, alpha, self.segment_map))
 
     def cutout(self, segment: str | int) -> Image.Image:
@@ -238,7 +251,7 @@ class Segmentation:
                 "id": number,
                 "image_id": image_id,
                 "category_id": entry["label_id"],
-                "segmentation": rle.encode(self.segment_map == entry["id"]),
+                "segmentation": self.rles[entry["id"]],
                 "area": entry["area"],
                 "bbox": entry["bbox"],
                 "iscrowd": 0,
@@ -260,7 +273,7 @@ class Segmentation:
         for entry in self.segments_info:
             polygons = [
                 [np.vstack([ring, ring[:1]]).tolist() for ring in polygon]
-                for polygon in trace_polygons(self.segment_map == entry["id"])
+                for polygon in trace_polygons(rle.decode(self.rles[entry["id"]]))
             ]
             geometry = (
                 {"type": "Polygon", "coordinates": polygons[0]}
@@ -312,7 +325,10 @@ class Segmentation:
             "height": height,
             "id2label": self.id2label,
             "areas": self.areas(),
-            "segments_info": self.segments_info,
+            "segments_info": [
+                {**entry, **({"rle": self.rles[entry["id"]]} if self.segments is not None else {})}
+                for entry in self.segments_info
+            ],
         }
         files["segments"].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         index_image(self.semantic_map, self.palette).save(files["semantic_map"])

@@ -148,6 +148,8 @@ class RunDirectory:
             with quiet_transformers():
                 model.save_pretrained(staged)
             processor.save_pretrained(staged)
+            if (tokenizer := getattr(model, "tokenizer", None)) is not None:
+                tokenizer.save_pretrained(staged)
             schema.save(staged / LABELS)
             (staged / RESULTS).write_text(json.dumps(results, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
             # The weights go last: whoever finds them finds the rest.

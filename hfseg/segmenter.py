@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -18,6 +20,7 @@ from hfseg.errors import BadSample, UserError, one_of
 from hfseg.inference.evaluation_mode import EvaluationMode
 from hfseg.inference.profiling import Profile, profile_call, time_stages
 from hfseg.inference.reading import read_ahead, read_image
+from hfseg.inference.segments import Found, Geometry, SegmentRules, compatible, find_instances, find_panoptic
 from hfseg.inference.test_time_augmentation import averaged_logits
 from hfseg.inference.tiling import Tiles
 from hfseg.inference_settings import FLIPS, check_tile, read_tta
@@ -48,6 +51,12 @@ class Segmenter:
             combinations are averaged with the image as it is; within each window, if there are tiles.
         channels_last: Memory layout of images and convolutions; faster on many GPUs.
         compile: Whether to `torch.compile` the network: for many images of few sizes.
+        task: `semantic`, `instance` or `panoptic`; what the model was trained for if None. Of a model that does several
+            and does not say, the last one that it can do.
+        things: Class ids whose objects are told apart in a panoptic map; the others become one segment each. None:
+            all are.
+        **rules: `threshold`, `mask_threshold`, `overlap_mask_area_threshold`, `overlaps`, `max_segments` and `compat`,
+            for instance and panoptic results: see `SegmentRules`.
 
     Example:
         >>> segmenter = Segmenter.from_pretrained("hfseg/shapes-segformer")
@@ -69,6 +78,9 @@ class Segmenter:
         tta: str | Iterable[str | float] = (),
         channels_last: bool = False,
         compile: bool = False,
+        task: str | None = None,
+        things: Iterable[int] | None = None,
+        **rules: Any,
     ):
         if isinstance(dtype, str):
             dtype = getattr(torch, one_of(dtype, ("float32", "float16", "bfloat16"), "dtype"))
@@ -86,8 +98,10 @@ class Segmenter:
         self.id2label = {int(i): str(name) for i, name in model.config.id2label.items()}
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
+        self.family = FAMILIES.get(getattr(model.config, "model_type", None))
+        self.things = tuple(self.id2label if things is None else sorted(set(things)))
         self._mode = EvaluationMode(self.model)
-        self._settle(tile, tile_overlap, tta)
+        self._settle(tile, tile_overlap, tta, task, SegmentRules(**rules))
 
     @classmethod
     def from_pretrained(
@@ -110,7 +124,7 @@ class Segmenter:
             device: Where to compute; a GPU if there is one, else the CPU.
             dtype: Float type to compute in; float32 if None.
             fuse: Whether to rewrite the network to one that computes the same with less work, where that is known.
-            **settings: `tile`, `tile_overlap`, `tta`, `channels_last` and `compile`, as above.
+            **settings: `tile`, `tile_overlap`, `tta`, `channels_last`, `compile`, `task` and rules, as above.
 
         Returns:
             The segmenter.
@@ -129,6 +143,8 @@ class Segmenter:
             device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
         schema = saved_schema(name, revision, token)
         known = schema is not None and schema.num_labels == model.config.num_labels
+        if known and schema.things is not None:
+            settings.setdefault("things", [i for i, thing in enumerate(schema.is_thing) if thing])
         return cls(model, processor, schema.palette if known else None, device, dtype, **settings)
 
     def using(
@@ -136,6 +152,8 @@ class Segmenter:
         tile: int | None = None,
         tile_overlap: float | None = None,
         tta: str | Iterable[str | float] | None = None,
+        task: str | None = None,
+        **rules: Any,
     ) -> Segmenter:
         """Make a segmenter of the same model with other settings.
 
@@ -143,6 +161,8 @@ class Segmenter:
             tile: As above; 0 for whole images, None for what this segmenter does. So for the others:
             tile_overlap: As above.
             tta: As above; empty for none.
+            task: As above.
+            **rules: As above.
 
         Returns:
             Another segmenter; the model is shared.
@@ -155,14 +175,22 @@ class Segmenter:
             self.tile if tile is None else tile,
             self.tile_overlap if tile_overlap is None else tile_overlap,
             self.tta if tta is None else tta,
+            self.task if task is None else task,
+            replace(self.rules, **rules),
         )
         return other
 
-    def _settle(self, tile: int | None, tile_overlap: float, tta: str | Iterable[str | float]) -> None:
+    def _settle(self, tile: int | None, tile_overlap: float, tta: str | Iterable[str | float], task: str | None,
+                rules: SegmentRules) -> None:
         check_tile(tile, tile_overlap)
         self.tile, self.tile_overlap, self.tta = tile or None, tile_overlap, read_tta(tta)
-        config = self.model.config
-        family = FAMILIES.get(getattr(config, "model_type", None))
+        config, family = self.model.config, self.family
+        can = family.tasks if family else ("semantic",)
+        self.task = one_of(task or getattr(config, "segmentation_task", None) or can[-1], can, "task of this network")
+        self.rules = rules
+        if self.task != "semantic" and (self.tile or self.tta):
+            raise UserError(f"tiles or views are asked for, and the task is {self.task}", "the semantic task",
+                            "leave tile and tta out")
         self.resizes_windows = family is not None and family.input_size(config) is not None
         if self.resizes_windows and not set(self.tta) <= set(FLIPS):
             raise UserError(f"tta holds scales, and this network takes images of {family.input_size(config)} only",
@@ -313,9 +341,53 @@ class Segmenter:
         Returns:
             (H, W) class ids of each image.
         """
+        if self.task != "semantic":
+            return [found.semantic_map(len(self.id2label)) for found in self.segments(images)]
         return [labels for labels, _ in self._predict(images, confidence=False)]
 
+    def segments(self, images: Sequence[np.ndarray]) -> list[Found]:
+        """Find the segments of every image, for the instance and panoptic tasks.
+
+        Args:
+            images: (H, W, C) arrays as `decode_image` gives them, of any sizes.
+
+        Returns:
+            The segments of each image, and which of them each pixel belongs to.
+
+        Raises:
+            UserError: When the task is semantic, or the network gives NaN.
+        """
+        if self.task == "semantic":
+            raise UserError("segments are asked for, and the task is semantic", "instance or panoptic",
+                            "predict_maps gives the class of every pixel")
+        results: list = [None] * len(images)
+        for shape, members in _by_shape(images).items():
+            with self._mode.inference():
+                pixel_values = self._pixel_values([images[i] for i in members])
+                outputs, padded, content = self._forward(pixel_values)
+                found = self._segments_of(outputs, Geometry(shape[:2], content, padded), len(members))
+            for i, one in zip(members, found, strict=True):
+                results[i] = one
+        return results
+
+    def _segments_of(self, outputs: Any, geometry: Geometry, count: int) -> list[Found]:
+        fuse = tuple(i for i in self.id2label if i not in self.things)
+        if self.rules.compat:
+            return compatible(self.processor, outputs, self.task, [geometry.size] * count, self.rules, fuse)
+        candidates = self.family.read(outputs)
+        self._refuse_nan(candidates.probabilities)
+        if self.task == "panoptic":
+            return [find_panoptic(candidates, i, geometry, self.rules, fuse) for i in range(count)]
+        by_mask = self.family.scored_by_mask
+        return [find_instances(candidates, i, geometry, self.rules, by_mask) for i in range(count)]
+
     def _results(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
+        if self.task != "semantic":
+            return [
+                Segmentation(found.semantic_map(len(self.id2label)), self.id2label, self.palette, image=image,
+                             segment_map=found.segment_map, segments=found.segments)
+                for image, found in zip(images, self.segments(images), strict=True)
+            ]
         return [
             Segmentation(labels, self.id2label, self.palette, image=image, confidence=confidence)
             for image, (labels, confidence) in zip(images, self._predict(images, confidence=True), strict=True)
@@ -323,11 +395,8 @@ class Segmenter:
 
     def _predict(self, images: Sequence[np.ndarray], confidence: bool) -> list[tuple[np.ndarray, Any]]:
         """Class map of each image, and its confidence or what computes it."""
-        by_shape: dict[tuple, list[int]] = {}
-        for i, image in enumerate(images):
-            by_shape.setdefault(image.shape, []).append(i)
         results: list = [None] * len(images)
-        for shape, members in by_shape.items():
+        for shape, members in _by_shape(images).items():
             if self.needs_tiles(shape):
                 for i in members:  # confidence at once, band by band: for later, all logits would have to be kept
                     found = self.tiles(images[i]).maps(lambda logits, size: self._upsample(logits, size, confidence))
@@ -336,7 +405,7 @@ class Segmenter:
             logits = self.logits([images[i] for i in members])
             [labels] = self._upsample(logits, shape[:2])
             for i, one, part in zip(members, labels.cpu().numpy(), logits, strict=True):
-                results[i] = one, _confidence_of(part, shape[:2]) if confidence else None
+                results[i] = one, _confidence_of(part, shape[:2], self._gives_scores) if confidence else None
         return results
 
     def _upsample(self, logits: Tensor, size: tuple[int, int], confidence: bool = False) -> Sequence[Tensor]:
@@ -353,11 +422,21 @@ class Segmenter:
                 logits = averaged_logits(self._network, pixel_values, self.tta, _patch_size(self.model.config))
             else:
                 logits = self._network(pixel_values)
-            if logits.sum().isnan() and logits.isnan().any():  # the sum is cheap, and NaN too where infinities cancel
-                raise UserError("the network gives NaN instead of class scores",
-                                fix="its weights diverged in training or are damaged; or its numbers are too large for "
-                                "half precision: dtype float32")
+            self._refuse_nan(logits)
         return logits
+
+    @staticmethod
+    def _refuse_nan(logits: Tensor) -> None:
+        if logits.sum().isnan() and logits.isnan().any():  # the sum is cheap, and NaN too where infinities cancel
+            raise UserError("the network gives NaN instead of class scores",
+                            fix="its weights diverged in training or are damaged; or its numbers are too large for "
+                            "half precision: dtype float32")
+
+    @property
+    def _gives_scores(self) -> bool:
+        """Whether what stands for logits is linear in probabilities: the masks of each class, added up. Where windows
+        or views are averaged by their probabilities, it is their logarithm."""
+        return self.family is not None and self.family.predicts_masks and not (self.tile or self.tta)
 
     def _pixel_values(self, images: Sequence[np.ndarray], resize: bool = True) -> Tensor:
         # Cropping loses pixels, and where a processor pads is its secret: `_pad` does that in the open.
@@ -373,21 +452,35 @@ class Segmenter:
 
     def _network(self, pixel_values: Tensor) -> Tensor:
         """Logits of pixel values, padded to what the network can take; they lie on what was not padded."""
+        outputs, padded, content = self._forward(pixel_values)
+        if self.family is not None and self.family.predicts_masks:
+            logits = self.family.read(outputs).semantic_scores()
+            logits = logits if self._gives_scores else logits.clamp(min=1e-12).log()
+        else:
+            logits = outputs.logits
+        if padded != content:
+            whole = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=False)
+            logits = whole[..., : content[0], : content[1]]
+        return logits
+
+    def _forward(self, pixel_values: Tensor) -> tuple[Any, tuple[int, int], tuple[int, int]]:
+        """What the model returns, the (height, width) that it was given, and that of the image in it."""
         padded, content = self._pad(pixel_values)
         if self.channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
-        logits = _class_logits(self.model(pixel_values=padded))
-        if padded.shape != pixel_values.shape:
-            whole = F.interpolate(logits.float(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
-            logits = whole[..., : content[0], : content[1]]
-        return logits
+        asked = self.family.ask(self.model, self.task, len(padded)) if self.family and self.family.ask else {}
+        return self.model(pixel_values=padded, **asked), tuple(padded.shape[-2:]), content
 
     def _pad(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad right and bottom by zeros, the mean, to what the processor would pad to and networks can take."""
         height, width = pixel_values.shape[-2:]
         pads = getattr(self.processor, "do_pad", None)
         step = (getattr(self.processor, "size_divisor", None) if pads else None) or 1
+        if self.family is not None:
+            step = math.lcm(step, self.family.step(self.model.config))
         least = (getattr(self.processor, "pad_size", None) if pads else None) or {"height": 1, "width": 1}
+        if self.family is not None and self.family.keeps_aspect:  # then there is one size
+            least = dict(zip(("height", "width"), self.family.input_size(self.model.config), strict=True))
         target = [
             -(-max(size, least[side], _LEAST_PIXELS) // step) * step
             for size, side in ((height, "height"), (width, "width"))
@@ -395,8 +488,27 @@ class Segmenter:
         return F.pad(pixel_values, (0, target[1] - width, 0, target[0] - height)), (height, width)
 
 
-def _confidence_of(logits: Tensor, size: tuple[int, int]) -> np.ndarray | Callable[[], np.ndarray]:
+def _by_shape(images: Sequence[np.ndarray]) -> dict[tuple, list[int]]:
+    """Which images have the same shape."""
+    members: dict[tuple, list[int]] = {}
+    for i, image in enumerate(images):
+        members.setdefault(image.shape, []).append(i)
+    return members
+
+
+def _share(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """The largest score of each pixel as a share of all."""
+    whole = F.interpolate(scores[None].float(), size=size, mode="bilinear", align_corners=False)[0]
+    return whole.amax(0) / whole.sum(0).clamp(min=1e-12)
+
+
+def _confidence_of(
+    logits: Tensor, size: tuple[int, int], scores: bool = False
+) -> np.ndarray | Callable[[], np.ndarray]:
     """Confidence of one image, or what computes it when it is asked for: an exponential per class and pixel."""
+    if scores:
+        logits = logits.cpu().clone()
+        return lambda: _share(logits, size).numpy()
     if logits.numel() > _KEPT_PER_PIXEL * size[0] * size[1]:  # too much to keep
         return upsample_argmax(logits, size, return_confidence=True)[1].cpu().numpy()
     alone = logits.untyped_storage().nbytes() == logits.numel() * logits.element_size()
@@ -408,8 +520,3 @@ def _patch_size(config: Any) -> int:
     """Pixels that images should be a multiple of, since a network of patches leaves out what is over."""
     sizes = [getattr(part, "patch_size", None) for part in (config, getattr(config, "backbone_config", None))]
     return next((size for size in sizes if isinstance(size, int)), 1)
-
-
-def _class_logits(outputs: Any) -> Tensor:
-    """Per-pixel class logits (B, num_labels, h, w) of what a model returned."""
-    return outputs.logits

@@ -20,6 +20,7 @@ from hfseg.data import SegmentationData, load_recipe_data
 from hfseg.data.augment import Augmentation, rare_classes, resolve
 from hfseg.data.decoded import decoded_rows
 from hfseg.data.loading import (
+    MaskTargets,
     Preparation,
     StreamingSet,
     TrainingSet,
@@ -36,9 +37,10 @@ from hfseg.hub.card_base import base_facts
 from hfseg.hub.card_speed import measure_speed
 from hfseg.hub.push import push, ready
 from hfseg.interruption import Interrupted, StopSignals, batch_advice
+from hfseg.metrics.scorers import MAIN_SCORE, SHOWN, WORDS
 from hfseg.models import family_of, load_model
 from hfseg.models.fusing import fuse
-from hfseg.objective import build_loss, class_weights
+from hfseg.objective import ModelLoss, PixelLoss, build_loss, class_weights
 from hfseg.optimization import MovingAverage, build_optimizer, l1_penalty, rate_factor, set_learning_rate
 from hfseg.recipe import Recipe, to_yaml
 from hfseg.recipe_reading import check, load_recipe
@@ -126,6 +128,8 @@ def train(recipe: Recipe | str | Path, *, data: SegmentationData | None = None, 
 
 
 def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, verbose: bool) -> dict:
+    metric = recipe.eval.metric or MAIN_SCORE[recipe.task]
+    recipe = replace(recipe, eval=replace(recipe.eval, metric=metric))
     config, resume = recipe.train, recipe.train.resume
     accelerator = start_accelerator(recipe)
     main, device = accelerator.is_main_process, accelerator.device
@@ -150,7 +154,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     for note in data.notes:
         say(f"data: {note}")
     say(schema.table())
-    if schema.num_labels < 2:
+    if schema.num_labels < 2 and recipe.task == "semantic":
         raise UserError(f"the data has one class, {schema.names[0]!r}, and what is not it counts for nothing",
                         "two classes or more", "name the rest, too: --data.labels.binary true makes it the background")
     counts = frequencies(recipe, data, say)
@@ -160,14 +164,19 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         recipe.model.name, labels=schema, revision=recipe.model.revision, weights=recipe.model.weights,
         backbone=recipe.model.backbone, backbone_weights=recipe.model.backbone_weights,
         config=recipe.model.config, channels=channels, image_size=recipe.data.image_size,
-        trust_remote_code=recipe.model.trust_remote_code,
+        trust_remote_code=recipe.model.trust_remote_code, task=recipe.task,
+        loss={"no_object_weight": recipe.loss.no_object_weight, "num_points": recipe.loss.num_points},
     )  # fmt: skip
     say(str(model.load_report))
     if recipe.model.fuse and (report := fuse(model).fuse_report):
         say(str(report))
     family = family_of(model.config)
     from_scratch = len(model.load_report.new) == len(model.state_dict())
-    base = base_facts(recipe.model.name, recipe.model.revision) if main and not from_scratch else {}
+    base = {}
+    if main and (started := model.load_report.backbone_weights):
+        base = {"backbone_weights": started}
+    elif main and not from_scratch:
+        base = base_facts(recipe.model.name, recipe.model.revision)
     plan = plan_transfer(
         model, family, recipe.transfer.strategy, config.learning_rate,
         1.0 if from_scratch else recipe.transfer.head_learning_rate_factor, config.weight_decay,
@@ -175,7 +184,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     )  # fmt: skip
     say(plan.table())
     weights = class_weights(recipe.loss.class_weights, counts, schema.names)
-    objective = build_loss(recipe.loss, schema.num_labels, schema.ignore_index, weights).to(device)
+    objective = None if family.predicts_masks else build_loss(
+        recipe.loss, schema.num_labels, schema.ignore_index, weights).to(device)
     if config.channels_last:
         model.to(memory_format=torch.channels_last)
     if config.gradient_checkpointing:
@@ -189,14 +199,21 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=(
         family.unused_parameters or plan.switches))
     network, optimizer = accelerator.prepare(model, build_optimizer(plan.groups, config))
-    segmenter = Segmenter(model, processor, palette=schema.palette, tile=recipe.eval.tile, tta=recipe.eval.tta)
+    if objective is None and metric == "loss":
+        raise UserError(f"eval.metric is loss, which {family.model_type} has in training alone",
+                        ", ".join(SHOWN[recipe.task]), f"--eval.metric {MAIN_SCORE[recipe.task]}")
+    minimised = PixelLoss(objective, model, auxiliary) if objective else ModelLoss(family, model, recipe.task, schema)
+    shown_as = {"tile": recipe.eval.tile, "tta": recipe.eval.tta, "task": recipe.task}
+    segmenter = Segmenter(model, processor, palette=schema.palette, **shown_as,
+                          things=[i for i, thing in enumerate(schema.is_thing) if thing])
     evaluator = Evaluator(
         data, data.validation, batch_size=recipe.eval.batch_size, on_bad_sample=recipe.data.on_bad_sample,
         limit=recipe.data.max_eval_samples, channels=channels, tile=recipe.eval.tile, tta=recipe.eval.tta,
+        max_detections=recipe.eval.max_detections,
     )  # fmt: skip
 
     # State: what is saved, and where this run starts.
-    measure = [recipe.eval.metric, *evaluator.measures()]  # scores of another measure do not compare
+    measure = [metric, *evaluator.measures()]  # scores of another measure do not compare
     progress = Progress(processes=world, optimizer=config.optimizer, names=list(schema.names), measure=measure)
     checkpoints = Checkpoints(run.path / CHECKPOINTS, accelerator, config.save_total_limit)
     accelerator.register_for_checkpointing(progress, *([average] if average else []))
@@ -251,7 +268,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         if counts is not None else (),
     )  # fmt: skip
     on_gpu = device.type != "cpu"
-    prepare = Preparation(augmentation, processor, recipe.data.image_size, recipe.seed, raw=True)
+    targets = MaskTargets(recipe.task, schema.is_thing, schema.ignore_index) if family.predicts_masks else None
+    prepare = Preparation(augmentation, processor, recipe.data.image_size, recipe.seed, raw=True, targets=targets)
     shard = {"rank": accelerator.process_index, "world": world, "start": progress.batches}
     if data.streaming:
         batches_per_epoch = None
@@ -259,7 +277,8 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                                     recipe.data.on_bad_sample, **shard)
     else:
         batches_per_epoch = math.ceil(len(data[data.train]) / (batch_size * world))
-        cache = decoded_rows(data[data.train], schema, channels, recipe.data.cache_gb, on_gpu)
+        kept = recipe.data.cache_gb if recipe.task == "semantic" else 0  # the cache holds maps, and no objects
+        cache = decoded_rows(data[data.train], schema, channels, kept, on_gpu)
         if cache:
             say(f"data: {cache.note}")
         training_set = TrainingSet(data[data.train], schema, prepare, channels, recipe.data.on_bad_sample, cache)
@@ -283,10 +302,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             average.exchange(model)
         with full_precision(model):
             results = evaluator.run(segmenter, objective=objective, accelerator=accelerator, verbose=verbose)
-        if results["loss"] is None:
+        if objective and results["loss"] is None:
             raise UserError(f"the validation loss after step {progress.step} is not a number: the weights diverged",
                             fix=divergence_fix())
-        score = pick_score(results, recipe.eval.metric)
+        score = pick_score(results, metric)
         results["training"] = {"best_step": progress.step, **base}
         better = progress.best_score is None or score > progress.best_score
         if better:
@@ -299,18 +318,21 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             average.exchange(model)
         plan.set_train_mode(model)
         progress.evaluated_step = progress.step
-        shown = {key: results[key] for key in ("loss", "mean_iou", "mean_accuracy", "overall_accuracy")}
-        accelerator.log({f"eval/{key}": value for key, value in shown.items()}, step=progress.step)
+        shown = {key: results[key] for key in ("loss", *SHOWN[recipe.task])}
+        accelerator.log({f"eval/{key}": value for key, value in shown.items() if value is not None},
+                        step=progress.step)
         if main:
             run.log({"step": progress.step, "eval": shown})
             draw_learning_curve(run.path / LOG, run.path / "learning_curve.png")
         if publisher and better:
-            publisher.offer(f"Best weights so far: {recipe.eval.metric} {abs(score):.4f} after step {progress.step}")
+            publisher.offer(f"Best weights so far: {metric} {abs(score):.4f} after step {progress.step}")
         report_skipped(evaluator.skipped)
         for text in gather_object(progress.skipped):  # by all processes, so that the first one can tell
             report_skipped([text])
-        mean_iou = "undefined" if results["mean_iou"] is None else f"{results['mean_iou']:.4f}"
-        say(f"step {progress.step}: mean IoU {mean_iou}, loss {results['loss']:.4f}"
+        main_score = results[MAIN_SCORE[recipe.task]]
+        say(f"step {progress.step}: {WORDS[MAIN_SCORE[recipe.task]]} "
+            + ("undefined" if main_score is None else f"{main_score:.4f}")
+            + (f", loss {results['loss']:.4f}" if results["loss"] is not None else "")
             + (", the best so far" if better else ""))
 
     def divergence_fix() -> str:
@@ -349,7 +371,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                 save()
                 window, images = time.monotonic(), 0
             if config.early_stopping and progress.evaluations_without_better >= config.early_stopping:
-                say(f"no better {recipe.eval.metric} in {config.early_stopping} evaluations: stopped early")
+                say(f"no better {metric} in {config.early_stopping} evaluations: stopped early")
                 break
             if progress.step >= total:
                 break
@@ -360,15 +382,10 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                 batch = next_batch(batches)
                 report_skipped(batch["skipped"])
                 pixels = prepare.normalise(batch["pixel_values"].to(device, non_blocking=True))
-                labels = batch["labels"].to(device, non_blocking=True).long()
                 if config.channels_last:
                     pixels = pixels.contiguous(memory_format=torch.channels_last)
                 with accelerator.accumulate(network):
-                    auxiliary.clear()
-                    loss = objective(network(pixel_values=pixels).logits, labels)
-                    for logits in auxiliary:
-                        loss = loss + model.config.auxiliary_loss_weight * objective(logits, labels)
-                    loss = loss + l1_penalty(plan.groups, config.l1)
+                    loss = minimised(network, pixels, batch) + l1_penalty(plan.groups, config.l1)
                     value = loss.item()
                     if not math.isfinite(value):
                         raise UserError(
@@ -384,7 +401,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
                 progress.loss_sum += value
                 progress.loss_count += 1
                 progress.batches += 1
-                images += len(labels) * world
+                images += len(pixels) * world
             progress.step += 1
             if average:
                 average.update(model)
@@ -416,8 +433,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             if stopped:
                 raise Interrupted(progress.step, run.resume_command(world), stopped, speaks=main)
     if main:
-        best = Segmenter.from_pretrained(str(run.path), device=device, tile=recipe.eval.tile, tta=recipe.eval.tta,
-                                         fuse=recipe.model.fuse)
+        best = Segmenter.from_pretrained(str(run.path), device=device, fuse=recipe.model.fuse, **shown_as)
         evaluator.draw_samples(best, run.path / SAMPLES, recipe.eval.samples)
         facts = {
             "steps": progress.step, "best_step": progress.best_step, "seconds": round(progress.seconds, 1),
@@ -438,7 +454,7 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
             except UserError as error:
                 raise UserError(f"the run is whole in {run.path}, but not pushed: {error.found}", error.allowed,
                                 f"{error.fix or ''}; then: hfseg push {where} {recipe.hub.repo_id}") from error
-        say(f"best {recipe.eval.metric} at step {progress.best_step}. It all lies in {run.path}; next:\n"
+        say(f"best {metric} at step {progress.best_step}. It all lies in {run.path}; next:\n"
             f"  hfseg predict {where} IMAGES --output out\n  hfseg evaluate {where} --data DATA")
     accelerator.wait_for_everyone()
     accelerator.end_training()

@@ -12,6 +12,7 @@ import warnings
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from hfseg.hub import card_base, card_speed
 from hfseg.hub.card import card_files, card_text, without_paths, write_card
 from hfseg.hub.card_base import base_facts
 from hfseg.hub.card_facts import Facts, read_facts
-from hfseg.hub.card_merge import Merge
+from hfseg.hub.card_merge import Merge, split
 from hfseg.hub.card_results import confused, pixels
 from hfseg.hub.card_speed import measure_speed
 from hfseg.hub.card_text import public
@@ -40,6 +41,7 @@ from hfseg.metrics.scores import scores_from_matrix, to_json_ready
 from hfseg.recipe import Recipe
 from runs import environment, small_recipe
 
+CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 SPEED = {"milliseconds": 12.34, "image_size": [96, 128], "calls": 15, "images": 3, "device": "cpu, A Processor",
          "threads": 2, "dtype": "float32", "fused": True}  # fmt: skip
 
@@ -257,8 +259,21 @@ def test_usage_of_bands_and_of_a_repository(run, monkeypatch):
 
 
 def test_a_network_of_hfsegs_own_is_not_promised_to_transformers():
-    text, _ = card_text(facts_of(["a", "b"], config={"model_type": "hfseg_smp"}))
-    assert len(blocks(text)) == 1 and "needs hfseg" in text
+    text, _ = card_text(facts_of(["a", "b"], config={"model_type": "hfseg_yolact", "backbone": "resnet50"}))
+    assert len(blocks(text)) == 1 and "YOLACT (backbone `resnet50`) is not one of transformers' own" in text
+    text, _ = card_text(facts_of(["a", "b"], config={"model_type": "hfseg_smp", "architecture": "unet"}))
+    assert "A U-Net model" in text and "import hfseg.auto" in blocks(text)[1] and "transformers alone" not in text
+
+
+@pytest.mark.parametrize("card", sorted(CARDS.glob("*/README.md")), ids=lambda card: card.parent.name)
+def test_the_cards_of_this_repository_are_made_by_it_and_untouched(card):
+    text = card.read_text(encoding="utf-8")
+    assert check_card(text, "model") == ([], [])
+    sections = [part for part in split(text.split("\n---\n", 1)[1], {}) if part.heading]
+    assert all(part.key and not part.edited for part in sections), "python scripts/make_model_cards.py makes them"
+    assert {"introduction", "usage", "results", "training", "evaluation"} <= {part.key for part in sections}
+    for name in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+        assert (card.parent / unquote(name)).is_file(), name
 
 
 # -- the same bytes, and nothing of the machine ------------------------------------------------------------------

@@ -199,6 +199,13 @@ def test_a_recipe_that_is_no_text(refused, tmp_path):
     assert "recipe.yaml cannot be read" in refused("train", "--config", tmp_path / "recipe.yaml")
 
 
+def test_a_recipe_is_read_without_leaving_the_working_directory(tmp_path, monkeypatch):
+    """A push reads one in a thread, while the training writes to relative paths."""
+    (tmp_path / "recipe.yaml").write_text("---\ntrain:\n  max_steps: 3\n")
+    monkeypatch.setattr("os.chdir", None)
+    assert load_recipe(str(tmp_path / "recipe.yaml")).train.max_steps == 3
+
+
 def test_tiles_and_views_of_a_recipe(tmp_path):
     from hfseg.recipe import to_yaml
 

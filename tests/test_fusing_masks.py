@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 from transformers import (
     EomtConfig,
     EomtDinov3Config,
@@ -24,7 +26,7 @@ from transformers import (
 from transformers.models.mask2former import modeling_mask2former as source
 from transformers.models.swin.modeling_swin import SwinMLP
 
-from hfseg.models.fusing import deformable, fuse, is_fused, mask_loss, unfuse
+from hfseg.models.fusing import REWRITES, Rewrite, deformable, fuse, is_fused, mask_loss, masked_attention, unfuse
 
 SIDE = 64
 POINTS = {"train_num_points": 50}
@@ -174,11 +176,101 @@ def test_inference_gives_the_same(family, double):
             torch.testing.assert_close(one, other)
 
 
-def test_attentions_are_returned_where_asked_for(double):
-    model = made(mask2former).eval()
-    pixels = {"pixel_values": batch(model)["pixel_values"], "output_attentions": True}
-    plain = model(**pixels).attentions
-    torch.testing.assert_close(fuse(model)(**pixels).attentions, plain)
+@pytest.mark.parametrize("family", ["mask2former", "oneformer"])
+def test_attentions_are_returned_where_asked_for(family, double):
+    model = made(FAMILIES[family]).eval()
+    inputs = {k: v for k, v in batch(model).items() if not k.endswith("_labels")} | {"output_attentions": True}
+    found = []
+    for change in (unfuse, fuse):
+        torch.manual_seed(3)
+        found.append(change(model)(**inputs).attentions)
+    assert found[0] is not None
+    torch.testing.assert_close(*found)
+
+
+# -- masks that only the attention looks at
+
+
+def products(model: nn.Module, inputs: dict, monkeypatch) -> list[tuple[int, ...]]:
+    """The sizes of the masks that an inference makes, layer by layer."""
+    sizes = []
+    einsum, multiply = torch.einsum, masked_attention._SparseProduct.apply
+
+    def noted(embeddings, pixels):
+        sizes.append(pixels.shape[2])
+        return multiply(embeddings, pixels)
+
+    def seen(equation, embeddings, pixels):
+        sizes.append(pixels.shape[2] * pixels.shape[3])
+        return einsum(equation, embeddings, pixels)
+
+    with monkeypatch.context() as patch, torch.no_grad():
+        patch.setattr(torch, "einsum", seen)
+        patch.setattr(masked_attention._SparseProduct, "apply", noted)
+        torch.manual_seed(3)
+        model(**inputs)
+    return sizes
+
+
+def test_inner_masks_are_made_small_where_nobody_asks_for_them(monkeypatch):
+    pixels = {"pixel_values": torch.randn(2, 3, SIDE, SIDE)}
+    model = fuse(made(mask2former).eval())
+    assert products(model, pixels, monkeypatch) == [4, 16, 64, 256]  # of 1/32, 1/16, 1/8, then the masks of 1/4
+    assert products(model, pixels | {"output_auxiliary_logits": True}, monkeypatch) == [256] * 4
+    assert products(model, batch(model), monkeypatch) == [256] * 4
+    model.config.output_auxiliary_logits = True
+    assert products(model, pixels, monkeypatch) == [256] * 4
+    for build in (eomt, eomt_dinov3):
+        model = fuse(made(build).eval())
+        assert products(model, pixels, monkeypatch) == [16, 64]
+        assert products(model, batch(model), monkeypatch) == [64, 64]
+        model.attn_mask_probs.zero_()  # as in what is published: no masked attention in inference
+        assert products(model, pixels, monkeypatch) == [64]
+        model.predict = model.predict
+        assert "predict was replaced" in fuse(unfuse(model)).fuse_report.left_alone[0][1]
+
+
+def test_whoever_watches_inner_masks_sees_them_whole(monkeypatch):
+    model, pixels = fuse(made(mask2former).eval()), {"pixel_values": torch.randn(2, 3, SIDE, SIDE)}
+    predictor, seen = model.model.transformer_module.decoder.mask_predictor, []
+    handle = predictor.register_forward_hook(lambda module, args, output: seen.append(output[0].shape[2:]))
+    assert products(model, pixels, monkeypatch) == [256] * 4 and seen == [(16, 16)] * 4
+    handle.remove()
+    model.model.register_forward_hook(lambda module, args, output: seen.append(len(output.masks_queries_logits)))
+    assert products(model, pixels, monkeypatch) == [256] * 4
+    assert "model has hooks" in dict(fuse(unfuse(model)).fuse_report.left_alone)["model"]
+
+
+def test_inferences_in_threads_do_not_meet(double):
+    model = fuse(made(mask2former).eval())
+    inputs = [{"pixel_values": torch.randn(1, 3, side, side)} for side in (64, 96, 64, 128)]
+    with torch.no_grad():
+        wanted = [unfuse(copy.deepcopy(model))(**one).masks_queries_logits for one in inputs]
+        with ThreadPoolExecutor(4) as pool:
+            found = pool.map(lambda one: model(**one, output_auxiliary_logits=len(one) > 1), inputs)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one.masks_queries_logits, other)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mask2former", "eomt"])
+def test_compiled_as_the_plain_model_is(family):
+    model = made(FAMILIES[family]).eval()
+    pixels = torch.randn(1, 3, SIDE, SIDE)
+    with torch.no_grad():
+        wanted = model(pixel_values=pixels).masks_queries_logits
+        found = torch.compile(fuse(model), backend="eager")(pixel_values=pixels).masks_queries_logits
+    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * wanted.abs().max().item())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_version_that_nobody_read_is_left_alone(family, monkeypatch):
+    for key, rewrite in REWRITES.items():
+        monkeypatch.setitem(REWRITES, key, Rewrite(rewrite.fused, {"another"}))
+    model = fuse(made(FAMILIES[family]))
+    assert not any(map(is_fused, model.modules())) and not model.fuse_report.fused
+    assert all(reason.startswith("unknown version of ") for _, reason in model.fuse_report.left_alone)
+    assert len(model.fuse_report.left_alone) > 1
 
 
 @pytest.mark.parametrize("build", [mask2former, lambda: mask2former(dropout=0.1)], ids=["", "dropout"])
@@ -197,12 +289,12 @@ def test_is_taken_back_exactly_and_leaves_no_trace(family, tmp_path):
     classes = [type(module) for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     fuse(model).save_pretrained(tmp_path)
-    again = type(model).from_pretrained(tmp_path)
+    again = classes[0].from_pretrained(tmp_path)
     assert not any(map(is_fused, again.modules()))
     for other in (again, model, copy.deepcopy(model)):
         torch.testing.assert_close(dict(other.state_dict()), state, rtol=0, atol=0)
     # The whole model cannot be pickled, plain or fused: transformers puts local functions on a Swin as hooks.
-    parts = nn.ModuleList(filter(is_fused, model.modules()))
+    parts = nn.ModuleList(part for part in model.modules() if is_fused(part) and part is not model)
     for whole, other in ((model, copy.deepcopy(model)), (parts, pickle.loads(pickle.dumps(parts)))):
         assert [type(module) for module in other.modules()] == [type(module) for module in whole.modules()]
     assert [type(module) for module in unfuse(model).modules()] == classes
@@ -365,7 +457,7 @@ def test_gradient_of_masks_with_zero_rows(rows):
     pixels = torch.randn(2, 3, 5, 6, dtype=torch.float64, requires_grad=True)
     weight = torch.zeros(2, 4, 5, 6, dtype=torch.float64)
     weight[1, rows] = torch.randn(len(rows), 5, 6, dtype=torch.float64)
-    outputs = torch.einsum("bqc,bchw->bqhw", embeddings, pixels), mask_loss.mask_logits(embeddings, pixels)
+    outputs = torch.einsum("bqc,bchw->bqhw", embeddings, pixels), masked_attention.mask_logits(embeddings, pixels)
     torch.testing.assert_close(outputs[1], outputs[0])
     gradients = [torch.autograd.grad(output, (embeddings, pixels), weight) for output in outputs]
     torch.testing.assert_close(gradients[1], gradients[0])
@@ -377,6 +469,24 @@ def test_attention_masks_are_the_same_bits():
     plain = predictor(*inputs)
     torch.testing.assert_close(fuse(predictor)(*inputs), plain, rtol=0, atol=0)
     assert plain[1].any() and not plain[1].all()
+
+
+def test_a_resized_embedding_gives_resized_masks():
+    torch.manual_seed(0)
+    embeddings, pixels = torch.randn(2, 9, 16).double(), torch.randn(2, 16, 24, 40).double()
+    whole = masked_attention.mask_logits(embeddings, pixels)
+    sizes = [(12, 20), (6, 10), (5, 7), (12, 20), (24, 40)]
+    with masked_attention.unseen_masks(len(sizes)):
+        for size in sizes:
+            wanted = F.interpolate(whole, size=size, mode="bilinear", align_corners=False)
+            torch.testing.assert_close(masked_attention.small_masks(embeddings, pixels, size), wanted)
+        assert masked_attention.small_masks(embeddings, pixels, sizes[0]) is None
+    assert masked_attention.small_masks(embeddings, pixels, sizes[0]) is None
+    with masked_attention.unseen_masks(2):  # another embedding, and one of half precision
+        masked_attention.small_masks(embeddings, pixels, (6, 10))
+        wanted = F.interpolate(masked_attention.mask_logits(embeddings, 2 * pixels), size=(6, 10), mode="bilinear")
+        assert masked_attention.small_masks(embeddings.half(), pixels.half(), (6, 10)) is None
+        torch.testing.assert_close(masked_attention.small_masks(embeddings, 2 * pixels, (6, 10)), wanted)
 
 
 def test_attention_where_heads_have_masks_of_their_own(double):

@@ -414,6 +414,14 @@ def test_a_card_shows_its_facts_results_and_text(hub):
     assert 'revision="v1.0"' in Client(hub)("/me/net/tree/v1.0?card=1").page.text
 
 
+def test_where_clients_send_somebody_without_token_or_room(hub):
+    ask = Client(hub)
+    assert "hfseg hub token" in ask("/settings/tokens").page.text
+    assert "no limit" in ask("/settings/billing").page.text and "/me" not in ask("/settings/billing").page.links
+    ask.sign_in(hub.token)
+    assert "/me" in ask("/settings/billing").page.links
+
+
 def test_search_and_author_filter(hub):
     hub.create_token("ada")
     ask = Client(hub)

@@ -19,7 +19,7 @@ import pytest
 from test_local_hub_xet import described, pack, shard
 
 from hfseg.errors import UserError
-from hfseg.hub.local import LocalHub
+from hfseg.hub.local import LocalHub, token_for
 from hfseg.hub.local import lfs as lfs_module
 from hfseg.hub.local import xet as xet_module
 
@@ -116,6 +116,8 @@ def test_another_host_must_be_asked_for_and_is_answered_by_any_name(tmp_path):
 
 
 def test_a_port_that_is_taken_is_said(hub, tmp_path):
+    with pytest.raises(UserError, match="cannot listen"), LocalHub(tmp_path / "more", port=99999):
+        pass
     with pytest.raises(UserError, match="cannot listen"), LocalHub(tmp_path / "other", port=hub.port):
         pass
 
@@ -282,6 +284,20 @@ def test_lists_come_in_pages_and_a_page_is_of_one_commit(hub):
     assert "link" not in second.headers and first.json[0]["siblings"]
 
 
+def test_tokens_are_made_while_the_hub_serves(hub, tmp_path):
+    token = token_for(hub.root, "ann", "read")
+    assert ask(hub, "GET", "/api/whoami-v2", token=token).json["name"] == "ann"
+    for root, user, role, found in ((tmp_path / "none", "ann", "read", "there is no hub in"),
+                                    (hub.root, "ann", "owner", "unknown role 'owner'"),
+                                    (hub.root, "api", "read", "reserved")):  # fmt: skip
+        with pytest.raises(UserError, match=found):
+            token_for(root, user, role)
+    assert not (tmp_path / "none").exists()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can hold no hub"):
+        LocalHub(tmp_path / "file")
+
+
 def test_quota(hub):
     repo = create(hub)
     hub.quota_bytes = 5000
@@ -395,7 +411,7 @@ def test_a_wiped_hub_has_another_url_for_xet(tmp_path):
 
 SERVER = """
 import sys, threading
-from hfseg.hub.local import LocalHub
+from hfseg.hub.local import LocalHub, token_for
 with LocalHub(sys.argv[1]) as hub:
     print(hub.url, hub.token, flush=True)
     threading.Event().wait()

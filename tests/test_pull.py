@@ -146,17 +146,19 @@ def test_pickled_weights_are_refused_and_beside_others_left_out(pushed, tmp_path
 
 
 def test_from_pretrained_checks_hashes_and_refuses_pickles(pushed, faults, tmp_path, photo):
-    """One process, since importing takes longest: whole, offline, damaged once for each file, converted, pickled."""
+    """One process, since importing takes longest: damaged once, damaged for good, converted, pickled, offline."""
     api = HfApi(pushed.url, pushed.token)
-    for name, deleted in (("me/converted", "model.safetensors"), ("me/pickled", "model.safetensors")):
+    hfseg.push(SHAPES, "me/damaged", **pushed.at)
+    for name in ("me/converted", "me/pickled"):
         hfseg.push(SHAPES, name, **pushed.at)
-        api.delete_file(deleted, name)
+        api.delete_file("model.safetensors", name)
         api.upload_file(path_or_fileobj=b"pickle", path_in_repo="pytorch_model.bin", repo_id=name)
     bot = HfApi(pushed.url, pushed.create_token("SFconvertbot"))
     bot.upload_file(path_or_fileobj=str(SHAPES / "model.safetensors"), path_in_repo="model.safetensors",
                     repo_id="me/converted", create_pr=True, commit_message="Adding `safetensors` variant of this model")
     expected = int(hfseg.Segmenter.from_pretrained(str(SHAPES))(photo).semantic_map.sum())
-    faults.add("GET", r"/resolve/.*model\.safetensors", times=1, action="flip")
+    faults.add("GET", r"/me/shapes/resolve/.*model\.safetensors", times=1, action="flip")
+    faults.add("GET", r"/me/damaged/resolve/.*model\.safetensors", times=100, action="flip")
     code = f"""
 import hfseg
 from hfseg.errors import UserError
@@ -166,14 +168,28 @@ def load(name):
         return int(hfseg.Segmenter.from_pretrained(name)({str(photo)!r}).semantic_map.sum())
     except UserError as error:
         return str(error)
-assert "model.safetensors of me/shapes arrived damaged" in load("me/shapes"), load("me/shapes")
 assert load("me/shapes") == {expected}
+assert "model.safetensors of me/damaged arrived damaged" in str(load("me/damaged"))
 assert load("me/converted") == {expected}
 assert "pickled files alone" in load("me/pickled"), load("me/pickled")
 assert "nobody" in load("me/nothing") or "me/nothing" in load("me/nothing")
 constants.HF_HUB_OFFLINE = True
 assert load("me/shapes") == {expected}
 assert load("me/converted") == {expected}
+assert "me/damaged is no folder here" in str(load("me/damaged")), load("me/damaged")
+from pathlib import Path
+[link] = Path(constants.HF_HUB_CACHE).glob("models--me--converted/snapshots/*/model.safetensors")
+blob, content = link.resolve(), bytearray(link.read_bytes())
+content[-1] ^= 1
+for call in (load, lambda name: hfseg.pull(name, revision="refs/pr/1")):
+    blob.write_bytes(content)  # a bit flipped on this machine's own disk
+    if not link.is_symlink():
+        link.symlink_to(blob)
+    try:
+        told = call("me/converted")
+    except UserError as error:
+        told = error
+    assert "model.safetensors of me/converted arrived damaged" in str(told), told
 print("all as it should be")
 """
     assert "all as it should be" in outside(pushed, tmp_path, code)

@@ -13,16 +13,18 @@ from huggingface_hub import HfApi
 
 import hfseg
 from faults import Faults
+from hfseg.cli import main
 from hfseg.errors import UserError
 from hfseg.hub.access import open_repo
 from hfseg.hub.background import BackgroundPush
 from hfseg.hub.commit import commit
 from hfseg.hub.local import LocalHub
 from hfseg.hub.push import published
-from runs import SMALL_RUN, environment, small_recipe
-from runs import hfseg as run_hfseg
+from runs import SMALL_RUN, small_recipe
 
 pytestmark = pytest.mark.usefixtures("online")
+COMMIT, PUT, PREUPLOAD = r"/api/models/me/run/commit/", r"/uploads/|/xorbs/", r"/preupload/"
+BATCH_OR_TOKEN = r"/objects/batch|/xet-write-token/"
 
 
 @pytest.fixture(scope="module")
@@ -126,15 +128,15 @@ def test_branch_tag_message_and_private(hub, light):
 def test_a_pull_request_is_proposed_by_who_may_only_read(hub, light):
     push(hub, light)
     head = commits(hub)[0].commit_id
-    (light / "notes.png").write_bytes((light / "per_class_iou.png").read_bytes())
+    (light / "learning_curve.png").write_bytes((light / "per_class_iou.png").read_bytes())
     try:
         pushed = push(hub, light, token=hub.create_token("ann"), create_pr=True)
     finally:
-        (light / "notes.png").unlink()
+        (light / "learning_curve.png").unlink()
     assert "/discussions/1" in pushed.url and commits(hub)[0].commit_id == head
-    assert "notes.png" in files(hub, revision="refs/pr/1")
+    assert "learning_curve.png" in files(hub, revision="refs/pr/1")
     HfApi(hub.url, hub.token).merge_pull_request("me/run", 1)
-    assert "notes.png" in files(hub)
+    assert "learning_curve.png" in files(hub)
 
 
 def test_what_is_no_model_or_holds_a_secret_is_refused_before_anything_is_made(hub, light, tmp_path):
@@ -188,15 +190,31 @@ def test_who_is_not_let_in_hears_why_and_what_next(hub, light, case, found, next
     assert found in str(refused.value) and next_step in str(refused.value), str(refused.value)
 
 
+@pytest.mark.parametrize(("status", "said", "found", "next_step"), [
+    (402, "Payment required", "no more room for me/run", "/settings/billing"),
+    (403, "Storage limit reached", "no more room for me/run: Storage limit reached", "/settings/billing"),
+    (403, "Not yours", "your token may not do this with me/run: Not yours", "--create_pr"),
+    (409, "You already created this model repo", "the name me/run is taken", "choose another name"),
+    (412, "The branch was updated", "changed at the same moment", "push again"),
+    (413, "Too large", "answered 413", ""),
+    (429, "Slow down", "too many requests: Slow down", "wait some minutes"),
+    (500, "Oh", "answered 500 for me/run: Oh", "what its log says"),
+])  # fmt: skip
+def test_each_refusal_has_its_message(hub, faults, light, status, said, found, next_step, monkeypatch):
+    monkeypatch.setattr("hfseg.hub.patience.PATIENCE", 0.0)
+    monkeypatch.setattr("hfseg.hub.patience.RACES", 2)
+    HfApi(hub.url, hub.token).create_repo("me/run")
+    faults.add("POST", COMMIT, times=1000, action=status, body={"error": said})
+    with pytest.raises(UserError) as refused:
+        push(hub, light)
+    assert found in str(refused.value) and next_step in str(refused.value), str(refused.value)
+
+
 def test_a_full_hub_says_so(tmp_path, light, transfer):
     with LocalHub(tmp_path / "hub", quota_bytes=1000) as hub:
         with pytest.raises(UserError, match=r"no more room|refused the files") as refused:
             push(hub, light)
         assert "billing" in str(refused.value) and files(hub) == set()
-
-
-COMMIT, PUT, PREUPLOAD = r"/api/models/me/run/commit/", r"/lfs/|/xorbs/", r"/preupload/"
-BATCH_OR_TOKEN = r"/objects/batch|/xet-write-token/"
 
 
 @pytest.mark.parametrize(("method", "path", "action", "times"), [
@@ -225,8 +243,8 @@ def test_a_fault_that_passes_ends_in_one_commit(hub, faults, light, transfer, me
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [
-    ("POST", COMMIT, 500), ("POST", COMMIT, 403), ("POST", COMMIT, 400), ("*", r"/lfs/|/shards", 422),
-    ("*", r"/lfs/|/shards", 400), ("*", BATCH_OR_TOKEN, 403), ("*", PUT, 403),
+    ("POST", COMMIT, 500), ("POST", COMMIT, 403), ("POST", COMMIT, 400), ("*", r"/uploads/|/shards", 422),
+    ("*", r"/uploads/|/shards", 400), ("*", BATCH_OR_TOKEN, 403), ("*", PUT, 403),
 ])  # fmt: skip
 def test_a_fault_that_stays_is_one_message_and_leaves_the_head(hub, faults, light, transfer, method, path, status,
                                                               monkeypatch):
@@ -265,14 +283,15 @@ def test_who_is_slower_builds_on_who_was_faster(hub, light):
     assert files(hub) == {"other.txt", "ours.txt"}
 
 
-def test_twelve_writers_at_once_all_land(hub):
+def test_twelve_writers_at_once_all_land(hub, transfer):
     HfApi(hub.url, hub.token).create_repo("me/run")
     before, failures = len(commits(hub)), []
 
     def write(number: int) -> None:
         try:
             api, repo_id = open_repo("me/run", endpoint=hub.url, token=hub.token)
-            commit(api, repo_id, {f"{number}.txt": f"{number}".encode()}, message=f"writer {number}")
+            written = {f"{number}.txt": f"{number}".encode(), f"{number}.bin": bytes([number]) * 10_000}
+            commit(api, repo_id, written, message=f"writer {number}")
         except BaseException as error:
             failures.append(error)
 
@@ -281,7 +300,7 @@ def test_twelve_writers_at_once_all_land(hub):
         thread.start()
     for thread in threads:
         thread.join()
-    assert not failures and files(hub) == {f"{number}.txt" for number in range(12)}
+    assert not failures and files(hub) == {f"{number}.{kind}" for number in range(12) for kind in ("txt", "bin")}
     assert len(commits(hub)) == before + 12
 
 
@@ -299,24 +318,34 @@ def test_the_background_push_sends_the_newest_and_survives_a_dead_hub(hub, fault
     assert not list(light.glob(".writing-*"))
 
 
-def test_a_training_pushes_its_best_weights_and_does_not_stop_for_the_network(hub, faults, tmp_path, monkeypatch):
-    monkeypatch.setattr("runs.environment", lambda **more: environment(**{**more, **hub.environment()}))
+@pytest.fixture
+def command(hub, monkeypatch, capsys):
+    """Runs a command of hfseg in this process, signed in to the hub; returns its status and what it said."""
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+
+    def run(*words, token=hub.token) -> tuple[int, str]:
+        monkeypatch.setenv("HF_TOKEN", token)
+        status = main([str(word) for word in words])
+        return status, "".join(capsys.readouterr())
+
+    return run
+
+
+def test_a_training_pushes_its_best_weights_and_does_not_stop_for_the_network(hub, faults, command, tmp_path,
+                                                                              monkeypatch):
+    monkeypatch.chdir(tmp_path)  # a push reads the recipe in a thread, while the training writes to relative paths
     faults.add("POST", COMMIT, times=1, action=400, body={"error": "not now"})
-    run = tmp_path / "run"
-    output = run_hfseg("train", *SMALL_RUN, "--output_dir", run, "--hub.push_to_hub", "--hub.repo_id", "me/run",
-                       "--hub.private", "--hub.tag", "v1")  # fmt: skip
-    assert "not pushed, the training goes on" in output and "files pushed" in output and "tagged v1" in output
-    assert files(hub, revision="v1") == set(published(run))
-    titles = [made.title for made in commits(hub)]
-    assert titles[0].startswith("Model from hfseg")
-    scores = json.loads((run / "eval_results.json").read_text())
-    assert scores["training"]["steps"] == 12
+    status, said = command("train", *SMALL_RUN, "--output_dir", "run", "--hub.push_to_hub", "--hub.repo_id", "me/run",
+                           "--hub.private", "--hub.tag", "v1")  # fmt: skip
+    assert status == 0, said
+    assert "not pushed, the training goes on" in said and "files pushed" in said and "tagged v1" in said
+    assert files(hub, revision="v1") == set(published(Path("run")))
+    assert commits(hub)[0].title.startswith("Model from hfseg")
+    assert json.loads(Path("run/eval_results.json").read_text())["training"]["steps"] == 12
 
 
-def test_a_hub_that_refuses_is_met_before_training(hub, tmp_path, monkeypatch):
-    token = hub.create_token("ann")
-    monkeypatch.setattr("runs.environment", lambda **more: environment(**{**more, **hub.environment(token)}))
-    output = run_hfseg("train", *SMALL_RUN, "--output_dir", tmp_path / "run", "--hub.push_to_hub", "true",
-                       "--hub.repo_id", "me/run", status=2)  # fmt: skip
-    assert "your token may not do this with me/run" in output and "Traceback" not in output
-    assert not (tmp_path / "run" / "train_log.jsonl").exists()
+def test_a_hub_that_refuses_is_met_before_training(hub, command, tmp_path):
+    status, said = command("train", *SMALL_RUN, "--output_dir", tmp_path / "run", "--hub.push_to_hub", "true",
+                           "--hub.repo_id", "me/run", token=hub.create_token("ann"))  # fmt: skip
+    assert status == 2 and "your token may not do this with me/run" in said and "Traceback" not in said
+    assert not (tmp_path / "run").exists()

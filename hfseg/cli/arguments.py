@@ -65,7 +65,7 @@ def check_data_flags(flags: list[str]) -> None:
         UserError: For the first of them.
     """
     for flag in flags:
-        if flag.startswith("--") and not flag.startswith("--data."):
+        if flag.startswith("--") and not flag.startswith("--data.") and flag.partition("=")[0] != "--task":
             raise UserError(f"this command takes no {flag.partition('=')[0]}", "--data.* and what --help lists")
 
 
@@ -80,6 +80,8 @@ def add_inference_flags(parser: Parser) -> None:
     parser.add_argument("--tta", metavar="VIEWS", help=(
         "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
         "'' for none"))
+    parser.add_argument("--task", choices=["semantic", "instance", "panoptic"],
+                        help="for models that do several; default: what it was trained for")
 
 
 def add_push_flags(parser: Parser) -> None:

@@ -95,11 +95,12 @@ def hub_serve(arguments: list[str]) -> None:
 
 def hub_token(arguments: list[str]) -> None:
     """Make a token for somebody."""
-    parser = Parser("hfseg hub token", description="Print a new token of a hub that `hfseg hub serve` serves.")
+    parser = Parser("hfseg hub token", description=(
+        "Print a new token of a hub, which may be serving meanwhile."))
     parser.add_argument("user", help="whom it stands for; may write to repositories USER/...")
     parser.add_argument("--role", choices=["read", "write"], default="write", help="default: write")
     add_root_flag(parser)
     options = parser.parse_args(arguments)
-    from hfseg.hub.local import LocalHub
+    from hfseg.hub.local import token_for
 
-    print(LocalHub(options.root).create_token(options.user, options.role))
+    print(token_for(options.root, options.user, options.role))

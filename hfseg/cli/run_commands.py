@@ -59,7 +59,8 @@ def init(arguments: list[str]) -> None:
     """Write a recipe that fits some data."""
     parser = Parser("hfseg init", description=(
         "Look at the data and print a commented recipe that fits it.\n"
-        "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open."))
+        "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open, and --task\n"
+        "instance or panoptic for data with objects."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
     options, flags = parser.parse_known_args(arguments)
@@ -101,15 +102,9 @@ def evaluate(arguments: list[str]) -> None:
     results = score(
         options.model, options.data, split=options.split, overrides=flags, batch_size=options.batch_size,
         limit=options.limit, on_bad_sample=options.on_bad_sample, tile=options.tile, tta=options.tta,
-        revision=options.revision, verbose=True, say=print,
+        task=options.task, revision=options.revision, verbose=True, say=print,
     )  # fmt: skip
-    width = max(len(name) for name in (*results["per_category_iou"], "overall_accuracy")) + 2
-    print(f"{'class':<{width}}{'IoU':>8}{'F1':>8}")
-    for name, value in results["per_category_iou"].items():
-        f1 = results["per_category_f1"][name]
-        print(f"{name:<{width}}" + ("  absent" if value is None else f"{value:8.4f}{f1:8.4f}"))
-    for key in ("mean_iou", "mean_accuracy", "overall_accuracy"):
-        print(f"{key:<{width}}" + ("  absent" if results[key] is None else f"{results[key]:8.4f}"))
+    print_scores(results)
     print(f"{results['num_images']} images of the split {results['protocol']['split']}")
     if options.output:
         from hfseg.run_directory import write_atomic
@@ -118,9 +113,34 @@ def evaluate(arguments: list[str]) -> None:
         print(f"written to {options.output}")
 
 
+def print_scores(results: dict) -> None:
+    """Print the scores of each class, and those of the split."""
+    from hfseg.metrics.scorers import SHOWN
+
+    task = results.get("task", "semantic")
+    columns, shown = {
+        "semantic": ({"IoU": "per_category_iou", "F1": "per_category_f1"}, SHOWN[task]),
+        "instance": ({"AP": "per_category_ap"}, (*SHOWN[task], *(
+            f"mask_{kind}_{area}" for kind in ("ap", "ar") for area in ("small", "medium", "large")), "boundary_ap")),
+        "panoptic": ({key.upper(): f"per_category_{key}" for key in ("pq", "sq", "rq")}, (
+            *SHOWN[task], "panoptic_quality_things", "panoptic_quality_stuff", "mean_iou")),
+    }[task]  # fmt: skip
+    names = results[next(iter(columns.values()))]
+    width = max(len(name) for name in (*names, *shown)) + 2
+    print(f"{'class':<{width}}" + "".join(f"{column:>8}" for column in columns))
+    for name, value in names.items():
+        row = [f"{results[key][name]:8.4f}" for key in columns.values()] if value is not None else ["  absent"]
+        print(f"{name:<{width}}" + "".join(row))
+    for key in shown:
+        print(f"{key:<{width}}" + ("  absent" if results.get(key) is None else f"{results[key]:8.4f}"))
+
+
 def predict(arguments: list[str]) -> None:
     """Predict masks of images."""
-    parser = Parser("hfseg predict", description="Write a semantic map, an overlay and the areas of each image.")
+    parser = Parser("hfseg predict", description=(
+        "Write a semantic map, an overlay and the areas of each image; and where objects are told apart, a map of "
+        "their ids, with scores, boxes and masks in the JSON file."))
+    parser.add_argument("--threshold", type=float, help="least score of an object that is shown (default: 0.5)")
     parser.add_argument("model", help="run directory, folder or hub id")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="images, folders, globs")
     parser.add_argument("--output", required=True, help="folder to write to")
@@ -132,7 +152,9 @@ def predict(arguments: list[str]) -> None:
     from hfseg.prediction import find_images, predict_files
 
     files = find_images(options.inputs)
-    written = predict_files(options.model, files, output, options.revision, tile=options.tile, tta=options.tta)
+    rules = {"task": options.task, "threshold": options.threshold}
+    written = predict_files(options.model, files, output, options.revision, tile=options.tile, tta=options.tta,
+                            **{name: value for name, value in rules.items() if value is not None})
     print(f"{written} of {len(files)} images written to {output}")
     if written < len(files):
         raise UserError(f"{len(files) - written} of {len(files)} images could not be read",
@@ -169,7 +191,7 @@ def quickstart(arguments: list[str]) -> None:
 def models(arguments: list[str]) -> None:
     """List networks."""
     parser = Parser("hfseg models", description="List networks with their size and cost, at 21 classes and 512 x 512.")
-    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family or backbone")
+    parser.add_argument("pattern", nargs="?", default="", help="part of a name, family, backbone or task")
     parser.add_argument("--backbone", help="hfseg's own networks on this backbone")
     parser.add_argument("--max_parameters", type=float, metavar="MILLIONS", help="no larger ones")
     parser.add_argument("--max_gflops", type=float, metavar="GFLOPS", help="no costlier ones")

@@ -20,6 +20,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from hfseg.data.pixels import autocontrast, blur, equalize, recolour, resize_map, sample, working_type
+from hfseg.data.segments import Segments
 from hfseg.errors import UserError, one_of
 from hfseg.ops.affine import affine_nearest
 from hfseg.ops.colour import sharpen
@@ -164,29 +165,37 @@ class Augmentation:
         self.rare_classes = list(rare_classes)
 
     def __call__(
-        self, image: Tensor, semantic_map: Tensor, other: Pair | Callable[[], Pair] | None = None
-    ) -> Pair:
+        self, image: Tensor, semantic_map: Tensor, other: Pair | Callable[[], Pair] | None = None,
+        segments: Segments | None = None,
+    ) -> Pair | tuple[Tensor, Tensor, Segments]:  # fmt: skip
         """Augments one sample.
 
         Args:
             image: (C, H, W), any number of channels; uint8, or float in any units (others become float32).
             semantic_map: Class ids, 0 or more, (H, W), any integer type.
             other: Another sample of the same kind to paste from, or a function that reads one when needed.
+            segments: The objects of the image. What one loses to the border, to a pasted object or to an erased
+                rectangle is gone; it may be left without a pixel. Boxes are those of the masks that come out.
 
         Returns:
-            The image and the map, at `size`; the map keeps its type.
+            The image and the map, at `size`; the map keeps its type. With `segments` these, too.
         """
         config, stored = self.config, semantic_map.numpy().dtype
         size = self.size or tuple(image.shape[-2:])
         draw = random.Random(int(torch.randint(2**62, ())))  # a draw of torch's takes ten times as long
         ids, places = self._place(draw, semantic_map, size, rare=draw.random() < config.rare_class_crop)
+        if segments is not None:
+            segments = segments.transformed(lambda layer: _moved(layer, places, size))
         shown = ids != OUTSIDE
         layers = [(image, places, shown)]
         if draw.random() < config.copy_paste and other is not None and self.rare_classes:
-            other_image, other_map = other() if callable(other) else other
+            other_image, other_map, *objects = other() if callable(other) else other
             other_ids, other_places = self._place(draw, other_map, size, rare=True)
             pasted = np.logical_or.reduce([other_ids == k for k in self.rare_classes]) & shown
             np.copyto(ids, other_ids, where=pasted)
+            if segments is not None and objects and objects[0] is not None:
+                moved = objects[0].transformed(lambda layer: _moved(layer, other_places, size))
+                segments = segments.with_others(moved, np.flatnonzero(np.isin(moved.labels, self.rare_classes)), pasted)
             layers = [(image, places, shown & ~pasted), (other_image, other_places, pasted)]
         fill = self._fill(image)
         pixels = np.empty((len(fill), *size), fill.dtype)
@@ -202,7 +211,11 @@ class Augmentation:
         ids[outside] = self.ignore_index
         if erased or coloured is not pixels:
             np.copyto(coloured, fill, where=outside)
-        return torch.from_numpy(coloured), torch.from_numpy(ids)
+        if segments is None:
+            return torch.from_numpy(coloured), torch.from_numpy(ids)
+        if erased:
+            segments = segments.transformed(lambda layer: np.where(outside, 0, layer).astype(layer.dtype))
+        return torch.from_numpy(coloured), torch.from_numpy(ids), segments
 
     def _place(
         self, draw: random.Random, semantic_map: Tensor, size: tuple[int, int], rare: bool
@@ -286,6 +299,10 @@ class Augmentation:
         """The mean as (C, 1, 1), of the type that the image is worked on in."""
         mean = self.mean if image.dtype != torch.uint8 else self.mean.round()
         return torch.from_numpy(mean).to(working_type(image.dtype)).expand(len(image))[:, None, None].numpy()
+
+
+def _moved(layer: np.ndarray, places: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return affine_nearest(layer, places, 0, np.empty(size, layer.dtype))
 
 
 def _erase(draw: random.Random, ids: np.ndarray) -> None:

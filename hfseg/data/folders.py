@@ -95,12 +95,15 @@ def _split_of(name: str) -> str | None:
     return _ALIASES.get(re.sub(r"[_-]?(19|20)\d\d$", "", name.lower()))
 
 
-def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> tuple[dict[str, Pairs], list[str]]:
+def read_folder(
+    root: Path, *, instances: bool = False, only_instances: bool = False, skip: bool = False
+) -> tuple[dict[str, Pairs], list[str]]:
     """Find the pairs of image and label map below a folder.
 
     Args:
         root: The folder.
         instances: Take instance maps where there are no semantic ones.
+        only_instances: Take nothing but instance maps.
         skip: Leave out images without map and maps without image, instead of stopping.
 
     Returns:
@@ -150,6 +153,8 @@ def read_folder(root: Path, *, instances: bool = False, skip: bool = False) -> t
     unlabelled: list[str] = []
     with_instances: list[str] = []
     for (split, rest), group in sorted(groups.items(), key=lambda item: (item[0][0] or "", item[0][1])):
+        if only_instances:
+            group.files["map"] = {}
         images, maps = _sort_roles(group, instances)
         if not images and not maps:
             continue

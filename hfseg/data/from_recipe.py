@@ -25,5 +25,5 @@ def load_recipe_data(recipe: Recipe, **more) -> SegmentationData:
         train_split=wanted.train_split, validation_split=wanted.validation_split,
         validation_fraction=wanted.validation_fraction, image_column=wanted.image_column,
         label_column=wanted.label_column, scenes=wanted.max_train_samples, on_bad_sample=wanted.on_bad_sample,
-        seed=recipe.seed, **more,
+        seed=recipe.seed, task=recipe.task, **more,
     )

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from hfseg.data.segments import Segments, read_segments
 from hfseg.errors import BadSample
 from hfseg.labels import LabelSchema
 
@@ -35,11 +36,13 @@ class Sample:
         image: (H, W, C): uint8 up to four channels, else as stored (uint8, uint16 or float32).
         semantic_map: (H, W) class ids of the schema's type.
         name: The file or row.
+        segments: The objects, where the data tells them apart.
     """
 
     image: np.ndarray
     semantic_map: np.ndarray
     name: str
+    segments: Segments | None = None
 
 
 def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
@@ -130,6 +133,37 @@ def decode_map(
     return (stored, palette) if with_palette else stored
 
 
+def decode_ids(value: Any, sample: str = "") -> np.ndarray:
+    """Read a map of objects' ids: grey of 8 or 16 bits, palette indices, or red + 256 green + 65536 blue.
+
+    Args:
+        value: As for `decode_image`.
+        sample: The file or row, for messages.
+
+    Returns:
+        (H, W) int64.
+
+    Raises:
+        BadSample: When it cannot be read, or is no such map.
+
+    Example:
+        >>> decode_ids(Image.new("RGB", (2, 1), (1, 1, 0))).tolist()
+        [[257, 257]]
+    """
+    name = sample or name_of(value) or "map of objects"
+    content = _load(value, name)
+    if isinstance(content, Image.Image):
+        content = _upright(content, name)
+        if content.mode in ("RGB", "RGBA"):
+            bands = np.asarray(content, np.int64)
+            return bands[..., 0] + 256 * bands[..., 1] + 65536 * bands[..., 2]
+        content = np.asarray(content)
+    if content.ndim == 3 and content.shape[2] == 3:
+        bands = content.astype(np.int64)
+        return bands[..., 0] + 256 * bands[..., 1] + 65536 * bands[..., 2]
+    return _class_values(content, name).astype(np.int64)
+
+
 def _class_values(array: np.ndarray, name: str) -> np.ndarray:
     """Bring an array to (H, W) integers or (H, W, 3) colours."""
     if array.ndim == 3 and array.shape[2] == 1:
@@ -169,10 +203,14 @@ def read_row(row: Mapping[str, Any], schema: LabelSchema, channels: int = 3, nam
     """
     image_file, map_file = name_of(row.get("image")), name_of(row.get("semantic_map"))
     name = name or str(row.get("image_id") or os.path.splitext(os.path.basename(image_file))[0] or "row")
-    for column, what in (("image", "image"), ("semantic_map", "label map")):
+    objects = "instances" in row or "segment_map" in row
+    for column, what in (("image", "image"), *(() if objects else (("semantic_map", "label map"),))):
         if row.get(column) is None:
             raise BadSample(image_file or name, f"it has no {what}", fix="add it, or remove the row")
     image = decode_image(row["image"], channels, image_file or f"{name} (image)")
+    if objects:
+        segments = read_segments(row, schema, image.shape[:2], image_file or name)
+        return Sample(image, segments.semantic_map(schema.ignore_index, schema.dtype), name, segments)
     stored = decode_map(row["semantic_map"], map_file or f"{name} (label map)", schema.rgb)
     if image.shape[:2] != stored.shape[:2]:
         (height, width), (map_height, map_width) = image.shape[:2], stored.shape[:2]

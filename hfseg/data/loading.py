@@ -21,9 +21,14 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from hfseg.data.decoded import DecodedRows
 from hfseg.data.images import Sample, read_row
-from hfseg.data.preparation import Key, Preparation, sample_seed
+from hfseg.data.preparation import Key, MaskTargets, Preparation, sample_seed
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
+
+__all__ = [
+    "EpochBatches", "Key", "MaskTargets", "Preparation", "StreamingSet", "TrainingSet", "collate", "iterating",
+    "model_inputs", "next_batch", "sample_seed", "train_loader", "worker_count",
+]  # fmt: skip
 
 
 class EpochBatches:
@@ -109,7 +114,7 @@ class TrainingSet(Dataset):
         Returns:
             Image (C, h, w) and map (h, w).
         """
-        return self.prepare.augmented(self._read_or_next(key[1], []), key, self._partner(key))
+        return self.prepare.augmented(self._read_or_next(key[1], []), key, self._partner(key))[:2]
 
     def __getitem__(self, key: Key | int) -> dict:
         key = key if isinstance(key, tuple) else (0, int(key))
@@ -190,10 +195,11 @@ def collate(items: list[dict]) -> dict:
     """Stacks samples of one size into a batch.
 
     Args:
-        items: Samples with `pixel_values` (C, h, w), `labels` (h, w), and any names.
+        items: Samples with `pixel_values` (C, h, w), `labels` (h, w), any names, and perhaps `masks` and `classes`.
 
     Returns:
-        `pixel_values` (B, C, h, w), `labels` (B, h, w), both of the samples' types, `names` and `skipped`.
+        `pixel_values` (B, C, h, w), `labels` (B, h, w), both of the samples' types, `names` and `skipped`; the masks
+        and classes of each image in lists, since images have different numbers of objects.
 
     Raises:
         UserError: When the sizes differ.
@@ -206,6 +212,7 @@ def collate(items: list[dict]) -> dict:
             "set augment.crop_size, or data.image_size as (height, width)",
         )
     return {
+        **{key: [item[key] for item in items] for key in ("masks", "classes") if key in items[0]},
         "pixel_values": torch.stack([item["pixel_values"] for item in items]),
         "labels": torch.stack([item["labels"] for item in items]),
         "names": [item["name"] for item in items],

@@ -63,12 +63,12 @@ def _window(image: Tensor, places: np.ndarray, size: tuple[int, int]) -> tuple[n
         after.append(max(1, round((high - low) / max(1, step))))
         scale = after[-1] / (high - low)
         inner.append((down * scale, across * scale, (start + 0.5 - low) * scale - 0.5))
-    image, dtype = image[:, *window], working_type(image.dtype)
+    image = image[:, *window].to(working_type(image.dtype))
     if after != list(image.shape[1:]):
         # Channels innermost, copied row by row: v2 would copy an image that lies so byte by byte.
         image = torch.from_numpy(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).permute(2, 0, 1)
-        image = F.resize(image.to(dtype), after, antialias=True)
-    return image.to(dtype).permute(1, 2, 0).numpy(), np.array(inner)
+        image = F.resize(image, after, antialias=True)
+    return image.permute(1, 2, 0).numpy(), np.array(inner)
 
 
 def recolour(

@@ -9,6 +9,8 @@ import torch
 
 from hfseg.data.augment import resize
 from hfseg.data.images import Sample
+from hfseg.data.pixels import resize_map
+from hfseg.data.segments import Segments, mask_targets
 
 Key = tuple[int, int]  # (epoch, index)
 
@@ -86,6 +88,32 @@ class Normalisation:
         return output["pixel_values"].to(images.device)
 
 
+class MaskTargets:
+    """Makes the masks that a network is to find.
+
+    Args:
+        task: `semantic`, `instance` or `panoptic`.
+        is_thing: Of each class id whether its objects are told apart.
+        ignore_index: The id of pixels without a class.
+    """
+
+    def __init__(self, task: str, is_thing: tuple[bool, ...], ignore_index: int):
+        self.task, self.is_thing, self.ignore_index = task, is_thing, ignore_index
+
+    def __call__(self, semantic_map: torch.Tensor, segments: Segments | None) -> dict[str, torch.Tensor]:
+        """Makes the targets of one sample.
+
+        Args:
+            semantic_map: (h, w) class ids, after augmentation.
+            segments: The objects, after augmentation.
+
+        Returns:
+            `masks` (N, h, w) bool and `classes` (N,) int64.
+        """
+        masks, classes = mask_targets(segments, semantic_map.numpy(), self.task, self.is_thing, self.ignore_index)
+        return {"masks": torch.from_numpy(masks), "classes": torch.from_numpy(classes)}
+
+
 class Preparation:
     """Turns a sample into what the network takes: resized, augmented, normalised.
 
@@ -96,30 +124,39 @@ class Preparation:
         seed: The run's seed.
         raw: Leave images and ids in their small types, a fifth of the bytes; whoever takes the batches calls
             `normalise` on the images and `.long()` on the labels, on the device.
+        targets: Makes the masks to find, for networks that predict masks.
 
     Attributes:
         normalise: From (B, C, h, w) images to what the network takes.
     """
 
-    def __init__(self, augmentation: Callable, processor, image_size=None, seed: int = 42, raw: bool = False):
+    def __init__(self, augmentation: Callable, processor, image_size=None, seed: int = 42, raw: bool = False,
+                 targets: MaskTargets | None = None):
+        self.targets = targets
         self.augmentation, self.image_size, self.seed, self.raw = augmentation, image_size, seed, raw
         self.processor, self.normalise = processor, Normalisation(processor)
 
-    def tensors(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the resized image and map.
+    def tensors(self, sample: Sample) -> tuple[torch.Tensor, torch.Tensor, Segments | None]:
+        """Returns the resized image, map and objects.
 
         Args:
             sample: A decoded sample, (H, W, C) and (H, W).
 
         Returns:
-            Tensors (C, h, w) and (h, w) of class ids, in the sample's types.
+            Tensors (C, h, w) and (h, w) of class ids, in the sample's types; the objects, if there are any.
         """
         image = torch.from_numpy(np.ascontiguousarray(sample.image)).permute(2, 0, 1)
-        semantic_map = torch.from_numpy(sample.semantic_map)
-        return resize(image, semantic_map, self.image_size) if self.image_size else (image, semantic_map)
+        semantic_map, segments = torch.from_numpy(sample.semantic_map), sample.segments
+        if not self.image_size:
+            return image, semantic_map, segments
+        image, semantic_map = resize(image, semantic_map, self.image_size)
+        if segments is not None:
+            size = tuple(image.shape[-2:])
+            segments = segments.transformed(lambda layer: resize_map(torch.from_numpy(layer), *size).numpy())
+        return image, semantic_map, segments
 
     def augmented(self, sample: Sample, key: Key, other: Callable[[], Sample] | None = None):
-        """Returns the augmented image and map, a pure function of (seed, key).
+        """Returns the augmented image, map and objects, a pure function of (seed, key).
 
         Args:
             sample: A decoded sample.
@@ -127,14 +164,17 @@ class Preparation:
             other: Gives another sample, for copy-paste.
 
         Returns:
-            Tensors (C, h, w), not yet normalised, and (h, w).
+            Tensors (C, h, w), not yet normalised, and (h, w); the objects, if the sample has any.
         """
-        image, semantic_map = self.tensors(sample)
+        image, semantic_map, segments = self.tensors(sample)
         generator = torch.default_generator  # alone: `fork_rng` and `manual_seed` look for devices each time
         state = generator.get_state()
         try:
             generator.manual_seed(sample_seed(self.seed, *key))
-            return self.augmentation(image, semantic_map, other and (lambda: self.tensors(other())))
+            partner = other and (lambda: self.tensors(other()))
+            image, semantic_map, *rest = self.augmentation(
+                image, semantic_map, partner, *(() if segments is None else (segments,)))
+            return (image, semantic_map, rest[0] if rest else None)
         finally:
             generator.set_state(state)  # or dropout in this process would see other numbers
 
@@ -147,9 +187,11 @@ class Preparation:
             other: Gives another sample, for copy-paste.
 
         Returns:
-            `pixel_values` (C, h, w) float32, `labels` (h, w) int64, `name`; with `raw` both as they are.
+            `pixel_values` (C, h, w) float32, `labels` (h, w) int64, `name`; with `raw` both as they are; with
+            `targets` also `masks` (N, h, w) bool and `classes` (N,) int64.
         """
-        image, semantic_map = self.augmented(sample, key, other)
+        image, semantic_map, segments = self.augmented(sample, key, other)
+        found = self.targets(semantic_map, segments) if self.targets else {}
         if not self.raw:
             image, semantic_map = self.normalise(image[None])[0], semantic_map.long()
-        return {"pixel_values": image, "labels": semantic_map, "name": sample.name}
+        return {"pixel_values": image, "labels": semantic_map, "name": sample.name, **found}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ import numpy as np
 from hfseg.data.columns import canonical, canonical_names, checked, find_columns, labelled, with_features
 from hfseg.data.folders import split_name
 from hfseg.data.images import Sample, decode_map, look_at, name_of, read_row
+from hfseg.data.instances import from_tables, make_schema, open_instances
 from hfseg.data.readers import find_beside, find_on_hub, read_hub, read_local, read_shapes
 from hfseg.data.scan import MAX_MAPS, Scan, scan_maps
 from hfseg.data.schemas import find_schema, names_from_features, names_from_model, read_declared
@@ -39,6 +41,7 @@ class _WithSchema:
     labels: LabelsConfig | LabelSchema
     source: str = "data given by the caller"
     revision: str | None = None
+    task: str = "semantic"
 
     def _describe(self, schema: LabelSchema, notes: list[str]) -> None:
         self.schema, self.notes = schema, notes
@@ -148,6 +151,7 @@ def load_data(
     max_scanned: int = MAX_MAPS,
     on_bad_sample: str = "stop",
     seed: int = 42,
+    task: str = "semantic",
 ) -> SegmentationData | StreamingSegmentationData:
     """Load images with label maps, whatever the source, and find out what the labels mean.
 
@@ -170,6 +174,8 @@ def load_data(
         on_bad_sample: `stop`, or `skip`, which leaves out images without map, maps without image and rows of a
             repeated `image_id`, and accepts unknown label values until they are read.
         seed: Of the held-out split and of the sample of maps that is looked at.
+        task: `semantic` reads label maps; `instance` and `panoptic` read objects, from COCO, YOLO, LabelMe and CVAT
+            files, maps of ids, or columns: see `hfseg.data.instances`.
 
     Returns:
         The data. Splits called val, valid, dev... are called "validation", and so on.
@@ -187,6 +193,12 @@ def load_data(
         raise UserError(f"data.validation_fraction is {validation_fraction}", "0 or more, below 1")
     labels = labels or LabelsConfig()
     path, skip = str(path), on_bad_sample == "skip"
+    if task != "semantic":
+        splits, schema, notes = _open_objects(path, name, revision, streaming, task, labels, scenes, skip)
+        streamed = isinstance(next(iter(splits.values())), datasets.IterableDataset)
+        splits = {key: checked(rows, key, skip, notes) for key, rows in canonical_names(splits).items()}
+        return _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,
+                         validation_fraction, seed)
     declared, notes = {}, []
     if path == "shapes" or path.startswith("shapes/"):
         splits, declared = read_shapes(path, scenes)
@@ -242,7 +254,39 @@ def load_data(
     if not skip:
         _refuse_unknown(schema, scan, sample)
 
+    return _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,
+                     validation_fraction, seed)
+
+
+def _open_objects(path, name, revision, streaming, task, labels, scenes, skip):
+    """Opens data with objects: their splits, schema and notes."""
+    if path == "shapes" or path.startswith("shapes/"):
+        from hfseg.data.shapes import DOMAINS
+
+        splits, declared = read_shapes(path, scenes)
+        schema = LabelSchema.from_names(declared["names"], declared["palette"], origin=declared["origin"])
+        domain = DOMAINS[path.partition("/")[2] or "source"]
+        things = tuple(one for one, thing in zip(domain.names, domain.things, strict=True) if thing)
+        chosen = labels if isinstance(labels, LabelSchema) else dataclasses.replace(schema, things=things)
+        splits, _ = from_tables(splits)
+        return splits, make_schema(None, labels, task, path, {"schema": chosen}), []
+    local = Path(path).expanduser()
+    if not local.exists():
+        return open_instances(path, read_hub(path, name, revision, streaming), task, labels, skip,
+                              partial(find_on_hub, path, revision))
+    tables = local.suffix == ".parquet" or (local / "dataset_dict.json").is_file() or (
+        local / "state.json").is_file() or any(local.rglob("*.parquet"))
+    if tables:
+        opened, _ = read_local(local, streaming=streaming, skip=skip)
+        return open_instances(path, opened, task, labels, skip, partial(find_beside, local))
+    return open_instances(local, None, task, labels, skip)
+
+
+def _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,
+              validation_fraction, seed):
+    """The data, once its columns and classes are settled."""
     data = (StreamingSegmentationData if streamed else SegmentationData)(splits, schema, notes)
+    data.task = task
     if train_split:
         data.train = data.find_split(train_split)
     if validation_split:
@@ -254,8 +298,6 @@ def load_data(
     data.source = Path(path).resolve().name if os.path.exists(os.path.expanduser(path)) else path
     data.labels, data.revision = labels, revision
     return data
-
-
 
 
 def _hold_out(data: SegmentationData | StreamingSegmentationData, fraction: float, seed: int) -> None:

@@ -9,12 +9,14 @@ from typing import Any
 
 from hfseg.curves import draw_class_bars, draw_learning_curve
 from hfseg.errors import UserError
-from hfseg.hub.card_facts import BARS, CURVE, Facts, read_facts, without_paths
+from hfseg.hub.card_facts import CURVE, PER_CLASS, Facts, read_facts, without_paths
 from hfseg.hub.card_merge import INTRODUCTION, Merge
 from hfseg.hub.card_metadata import metadata
+from hfseg.hub.card_objects import object_evaluation, object_limits, object_results
 from hfseg.hub.card_results import evaluation, limits, results, speed
 from hfseg.hub.card_sections import intended_use, introduction, license_note, usage
 from hfseg.hub.card_training import training
+from hfseg.metrics.scorers import MAIN_SCORE
 from hfseg.run_directory import CARD, LOG
 
 __all__ = ["card_files", "card_text", "without_paths", "write_card"]
@@ -31,6 +33,7 @@ SECTIONS: dict[str, Callable[[Facts, dict[str, Any]], str | None]] = {
     "evaluation": evaluation,
     "license": license_note,
 }
+OBJECT_SECTIONS = {"results": object_results, "limits": object_limits, "evaluation": object_evaluation}
 
 
 def write_card(run: str | Path, repo_id: str | None = None, say: Callable[[str], None] | None = None) -> Path:
@@ -96,8 +99,8 @@ def card_files(
     text, kept = card_text(facts)
     with TemporaryDirectory() as drawn:
         if facts.results is not None:
-            draw_class_bars(facts.results["per_category_iou"], facts.palette, Path(drawn, BARS),
-                            mean=facts.results.get("mean_iou"))
+            draw_class_bars(facts.per_class, facts.palette, Path(drawn, facts.bars), PER_CLASS[facts.task][1],
+                            mean=facts.results.get(MAIN_SCORE[facts.task]))
         if facts.log:
             draw_learning_curve(facts.path / LOG, Path(drawn, CURVE))
         files = {file.name: file.read_bytes() for file in sorted(Path(drawn).iterdir())}
@@ -118,5 +121,6 @@ def card_text(facts: Facts) -> tuple[str, list[str]]:
     """
     merge = Merge(facts.old, str(facts.path / CARD))
     values = merge.metadata(metadata(facts))
-    sections = {key: write(facts, values) for key, write in SECTIONS.items()}
+    writers = SECTIONS if facts.task == "semantic" else SECTIONS | OBJECT_SECTIONS
+    sections = {key: write(facts, values) for key, write in writers.items()}
     return merge.write(values, {key: text for key, text in sections.items() if text}), merge.kept

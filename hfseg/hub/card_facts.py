@@ -16,7 +16,12 @@ from hfseg.recipe import Recipe
 from hfseg.recipe_reading import load_recipe
 from hfseg.run_directory import CARD, LABELS, LOG, RECIPE, RESULTS, SAMPLES, RunDirectory, read_log
 
-CURVE, BARS = "learning_curve.png", "per_class_iou.png"
+CURVE = "learning_curve.png"
+PER_CLASS = {  # by task: the key of the scores of each class, what they are called, and their chart
+    "semantic": ("per_category_iou", "IoU", "per_class_iou.png"),
+    "instance": ("per_category_ap", "AP", "per_class_ap.png"),
+    "panoptic": ("per_category_pq", "PQ", "per_class_pq.png"),
+}
 INPUTS = "inputs"  # folder of samples/: pictures as the model takes them, for the hub's widget
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -66,6 +71,22 @@ class Facts:
     def protocol(self) -> dict:
         """How the scores were taken."""
         return (self.results or {}).get("protocol") or {}
+
+    @property
+    def task(self) -> str:
+        """`semantic`, `instance` or `panoptic`."""
+        task = (self.results or {}).get("task") or self.config.get("segmentation_task")
+        return task if task in PER_CLASS else "semantic"
+
+    @property
+    def per_class(self) -> dict:
+        """The score of each class by its name; None for one that does not occur."""
+        return (self.results or {}).get(PER_CLASS[self.task][0]) or {}
+
+    @property
+    def bars(self) -> str:
+        """File name of the chart of these."""
+        return PER_CLASS[self.task][2]
 
     @property
     def model_type(self) -> str:
@@ -119,7 +140,8 @@ def read_facts(run: str | Path, repo_id: str | None = None, old: str | None = No
     by_id = config.get("id2label") or {}
     names = tuple(str(by_id[key]) for key in sorted(by_id, key=_as_id))
     results = _json(path / RESULTS)
-    if results is not None and not (isinstance(results.get("per_category_iou"), dict) and "protocol" in results):
+    scored = results and results.get(PER_CLASS.get(results.get("task"), PER_CLASS["semantic"])[0])
+    if results is not None and not (isinstance(scored, dict) and "protocol" in results):
         results = None  # examples of transformers write a file of this name, too
     if old is None and (path / CARD).is_file():
         try:
@@ -131,7 +153,7 @@ def read_facts(run: str | Path, repo_id: str | None = None, old: str | None = No
     log = tuple(read_log(path)) if (path / LOG).is_file() else ()
     return Facts(
         path, (repo_id or "").rpartition("/")[2] or path.resolve().name or "model", repo_id, config,
-        tuple(results["per_category_iou"]) if results else names, _palette(path, len(names)), results, recipe,
+        tuple(scored) if results else names, _palette(path, len(names)), results, recipe,
         log=tuple(entry for entry in log if isinstance(entry, dict) and "step" in entry),
         curve=bool(log) or (path / CURVE).is_file(), samples=_pictures(path / SAMPLES, ".png"),
         inputs=_pictures(path / SAMPLES / INPUTS, ".png", ".jpg", ".jpeg"), parameters=_parameters(path), old=old,

@@ -8,11 +8,18 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import yaml_dump
 
-from hfseg.hub.card_facts import INPUTS, Facts
+from hfseg.hub.card_facts import INPUTS, PER_CLASS, Facts
 from hfseg.hub.card_text import address, is_repo_id, line
 from hfseg.run_directory import SAMPLES
 
-SCORES = {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"}
+SCORES = {
+    "semantic": {"mean_iou": "Mean IoU", "mean_accuracy": "Mean accuracy", "overall_accuracy": "Overall accuracy"},
+    "instance": {"mask_ap": "Mask AP", "mask_ap50": "Mask AP50", "mask_ap75": "Mask AP75",
+                 "boundary_ap": "Boundary AP"},
+    "panoptic": {"panoptic_quality": "PQ", "segmentation_quality": "SQ", "recognition_quality": "RQ",
+                 "mean_iou": "Mean IoU"},
+}  # fmt: skip
+_TYPES = {"semantic": "iou", "instance": "mask_ap", "panoptic": "panoptic_quality"}
 MODEL_INDEX = "model-index"
 
 
@@ -33,7 +40,7 @@ def metadata(facts: Facts) -> dict[str, Any]:
         library_name="transformers", pipeline_tag="image-segmentation",
         base_model=base if is_repo_id(base) else None,
         datasets=[dataset] if dataset else None,
-        tags=["hfseg", "image-segmentation", "semantic-segmentation", line(facts.model_type)],
+        tags=["hfseg", "image-segmentation", f"{facts.task}-segmentation", line(facts.model_type)],
     )  # fmt: skip
     values = data.to_dict()
     if "base_model" in values:
@@ -58,14 +65,14 @@ def evaluations(facts: Facts) -> list[EvalResult]:
         facts: Of the run.
 
     Returns:
-        The three scores and the IoU of each class that has one; empty where the run was not scored.
+        The scores of the task and that of each class that has one; empty where the run was not scored.
     """
     results, protocol, recipe = facts.results, facts.protocol, facts.recipe
     if results is None:
         return []
     data = str(facts.data or "unknown")
     common: dict[str, Any] = {
-        "task_type": "image-segmentation", "task_name": "Semantic segmentation",
+        "task_type": "image-segmentation", "task_name": f"{facts.task.capitalize()} segmentation",
         "dataset_type": facts.dataset or ("shapes" if data.split("/")[0] == "shapes" else "local"),
         "dataset_name": line(data) or "unknown", "dataset_split": line(protocol.get("split", "unknown")),
         "dataset_revision": protocol.get("data_revision"),
@@ -74,11 +81,11 @@ def evaluations(facts: Facts) -> list[EvalResult]:
     if results.get("num_images") is not None:
         common["dataset_args"] = {"num_images": results["num_images"]}
     scores = [EvalResult(metric_type=key, metric_name=name, metric_value=round(results[key], 5), **common)
-              for key, name in SCORES.items() if _is_number(results.get(key))]
+              for key, name in SCORES[facts.task].items() if _is_number(results.get(key))]
     return scores + [
-        EvalResult(metric_type="iou", metric_name=f"IoU of {line(name)}", metric_value=round(value, 5),
-                   metric_args={"class_id": class_id}, **common)
-        for class_id, (name, value) in enumerate(results["per_category_iou"].items()) if _is_number(value)
+        EvalResult(metric_type=_TYPES[facts.task], metric_name=f"{PER_CLASS[facts.task][1]} of {line(name)}",
+                   metric_value=round(value, 5), metric_args={"class_id": class_id}, **common)
+        for class_id, (name, value) in enumerate(facts.per_class.items()) if _is_number(value)
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hfseg.hub.card_facts import BARS, Facts
+from hfseg.hub.card_facts import Facts
 from hfseg.hub.card_metadata import SCORES
 from hfseg.hub.card_sections import data_of
 from hfseg.hub.card_text import code, counted, fenced, line, listing, number, picture, public, share
@@ -38,14 +38,27 @@ def results(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if facts.results is None:
         return None
     split, count = facts.protocol.get("split", "unknown"), facts.results.get("num_images", 0)
-    header = "| " + " | ".join(SCORES.values()) + " |\n" + "|---" * len(SCORES) + "|\n"
-    scores = header + "| " + " | ".join(number(facts.results.get(key)) for key in SCORES) + " |"
+    scores = score_table(facts)
     parts = ["## Results", f"On {code(split)} of {data_of(facts)}, {counted(count, 'image')}, at their original size:",
-             scores, picture("IoU per class", BARS), _table(facts)]
+             scores, picture("IoU per class", facts.bars), _table(facts)]
     if panels := facts.samples[1:_PANELS]:
         parts.append("More samples, with image, truth, prediction and errors in red:")
         parts += [picture("A sample: image, truth, prediction and errors", SAMPLES, panel) for panel in panels]
     return "\n\n".join(parts)
+
+
+def score_table(facts: Facts) -> str:
+    """Shows the scores of the task in a row.
+
+    Args:
+        facts: Of the run.
+
+    Returns:
+        Markdown.
+    """
+    shown = SCORES[facts.task]
+    header = "| " + " | ".join(shown.values()) + " |\n" + "|---" * len(shown) + "|\n"
+    return header + "| " + " | ".join(number(facts.results.get(key)) for key in shown) + " |"
 
 
 def limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
@@ -115,9 +128,21 @@ def evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
                      "side, whose logits are blended.")
     if views := protocol.get("test_time_augmentation"):
         words.append(f"Probabilities are averaged over views of the image: {listing([code(view) for view in views])}.")
-    recorded = {key: value for key, value in public(protocol).items() if value is not None}
-    text = yaml.safe_dump(json.loads(json.dumps(recorded)), sort_keys=False, allow_unicode=True, width=88)
-    return "\n\n".join(("## Evaluation protocol", *words, fenced(text, "yaml")))
+    return "\n\n".join(("## Evaluation protocol", *words, recorded(facts)))
+
+
+def recorded(facts: Facts) -> str:
+    """Shows the protocol as it was recorded.
+
+    Args:
+        facts: Of the run.
+
+    Returns:
+        A block of YAML.
+    """
+    noted = {key: value for key, value in public(facts.protocol).items() if value is not None}
+    text = yaml.safe_dump(json.loads(json.dumps(noted)), sort_keys=False, allow_unicode=True, width=88)
+    return fenced(text, "yaml")
 
 
 def speed(facts: Facts, metadata: dict[str, Any]) -> str | None:
@@ -139,7 +164,8 @@ def speed(facts: Facts, metadata: dict[str, Any]) -> str | None:
         found.get("device")).startswith("cpu") else ""
     text = (f"**{found['milliseconds']:.1f} ms** per image{of} on {code(public(str(found.get('device', 'unknown'))))}"
             f"{threads}, {code(found.get('dtype', 'float32'))}: the median of {counted(found.get('calls', 1), 'call')} "
-            "of hfseg's `Segmenter`, one image at a time, from the decoded image to its semantic map.")
+            f"of hfseg's `Segmenter`, one image at a time, from the decoded image to its "
+            f"{'semantic map' if facts.task == 'semantic' else 'segments'}.")
     if _number(found, "load") > _BUSY * max(1.0, _number(found, "cores")):
         text += " The machine was busy with other work at the time, so this is slower than it can be."
     if found.get("fused"):

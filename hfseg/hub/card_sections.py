@@ -8,6 +8,8 @@ from transformers.models.auto import modeling_auto
 
 from hfseg.hub.card_facts import Facts
 from hfseg.hub.card_text import code, counted, fenced, is_repo_id, line, listing, literal, picture, repository, title
+from hfseg.metrics.scorers import MAIN_SCORE, WORDS
+from hfseg.models import FAMILIES
 from hfseg.models.configs import SHIPPED
 from hfseg.run_directory import SAMPLES
 
@@ -15,6 +17,19 @@ _SHOWN_CLASSES = 30  # named in a sentence; a table has all of them
 _NAMES = {
     "segformer": "SegFormer", "upernet": "UPerNet", "dpt": "DPT", "beit": "BEiT", "data2vec-vision": "Data2Vec-Vision",
     "mobilenet_v2": "MobileNetV2", "mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2",
+    "mask2former": "Mask2Former", "maskformer": "MaskFormer", "oneformer": "OneFormer", "eomt": "EoMT",
+    "eomt_dinov3": "EoMT-DINOv3", "detr": "DETR", "rf_detr": "RF-DETR", "hfseg_mask_rcnn": "Mask R-CNN",
+    "hfseg_yolact": "YOLACT", "hfseg_segnet": "SegNet", "hfseg_hrnet": "HRNet",
+}
+_ARCHITECTURES = {
+    "unet": "U-Net", "unetplusplus": "U-Net++", "fpn": "FPN", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3+", "pan": "PAN", "linknet": "LinkNet", "manet": "MA-Net", "upernet": "UPerNet",
+    "segformer": "SegFormer's decoder", "dpt": "DPT", "fcn": "FCN", "lraspp": "LR-ASPP",
+}  # fmt: skip
+_DOES = {
+    "semantic": "labels every pixel of an image with one of {}",
+    "instance": "finds every object of {} in an image, each with its mask",
+    "panoptic": "divides an image into objects, each with its mask, and areas, of {}",
 }  # fmt: skip
 
 
@@ -28,23 +43,25 @@ def introduction(facts: Facts, metadata: dict[str, Any]) -> str:
     Returns:
         The section.
     """
-    kind = _NAMES.get(facts.model_type) or code(facts.model_type)
+    kind = network(facts.config)
     size = f" with {_millions(facts.parameters)} parameters" if facts.parameters else ""
     parts = [f"# {title(facts.name)}"]
     if facts.names:
         classes = listing([code(name) for name in facts.names], _SHOWN_CLASSES)
-        parts.append(f"A {kind} model{size} that labels every pixel of an image with one of "
-                     f"{counted(len(facts.names), 'class')}: {classes}. {_origin(facts, metadata)}".strip())
+        does = _DOES[facts.task].format(counted(len(facts.names), "class"))
+        parts.append(f"A {kind} model{size} that {does}: {classes}. {_origin(facts, metadata)}".strip())
     else:
         parts.append(f"A {kind} model{size} for images. {_origin(facts, metadata)}".strip())
-    if facts.results and facts.results.get("mean_iou") is not None:
+    main = MAIN_SCORE[facts.task]
+    if facts.results and facts.results.get(main) is not None:
         parts.append(f"On the {code(facts.protocol.get('split', 'unknown'))} split of {data_of(facts)} "
-                     f"({counted(facts.results.get('num_images', 0), 'image')}) it reaches a mean IoU of "
-                     f"**{facts.results['mean_iou']:.4f}**.")
+                     f"({counted(facts.results.get('num_images', 0), 'image')}) it reaches a {WORDS[main]} of "
+                     f"**{facts.results[main]:.4f}**.")
     elif not facts.results:
         parts.append("No scores lie beside these weights: how good they are is not known here.")
     if facts.samples:
-        parts.append(picture("A sample: image, truth, prediction and errors", SAMPLES, facts.samples[0]))
+        errors = ", prediction and errors" if facts.task == "semantic" else " and prediction"
+        parts.append(picture(f"A sample: image, truth{errors}", SAMPLES, facts.samples[0]))
     return "\n\n".join(parts)
 
 
@@ -64,16 +81,21 @@ def usage(facts: Facts, metadata: dict[str, Any]) -> str:
     if not facts.repo_id:
         parts.append(f"{code(name)} stands for the folder that holds this card, or for its repository.")
     parts.append("With hfseg, an image of any size and kind:")
+    shown = "print(result.areas())" if facts.task == "semantic" else """for segment in result.segments_info:
+    print(segment["label"], segment["score"], segment["bbox"])"""
     parts.append(fenced(f"""import hfseg
 
 segmenter = hfseg.Segmenter.from_pretrained({literal(name)})
 result = segmenter("{photo}")
 print(result.semantic_map.shape)  # the image's own size
-print(result.areas())
+{shown}
 result.overlay().save("overlay.png")""", "python"))
     task = _task(facts.model_type)
+    if facts.task != "semantic" and task:
+        parts += ["With transformers alone:", fenced(_objects_alone(facts, name, photo), "python")]
+        return "\n\n".join(parts)
     if task is None:
-        parts.append(f"The network ({code(facts.model_type)}) is not one of transformers' own, so it needs hfseg.")
+        parts.append(f"{network(facts.config)} is not one of transformers' own networks, so it needs hfseg.")
         return "\n\n".join(parts)
     opener, opened, size, layout = ("from PIL import Image", f'Image.open("{photo}").convert("RGB")',
                                     "image.size[::-1]", "")
@@ -81,7 +103,11 @@ result.overlay().save("overlay.png")""", "python"))
         opener, opened, size, layout = ("import numpy as np", f'np.load("{photo}")  # (height, width, bands)',
                                         "image.shape[:2]", ', input_data_format="channels_last"')
     imports = [opener, "import torch"] if opener.startswith("import") else ["import torch", opener]
-    parts.append("With transformers alone:")
+    if facts.model_type.startswith("hfseg"):
+        imports.insert(1, "import hfseg.auto  # tells transformers of this network")
+        parts.append("With the Auto classes of transformers, or its `pipeline`, where hfseg is installed:")
+    else:
+        parts.append("With transformers alone:")
     parts.append(fenced("\n".join((*imports, f"""from transformers import AutoImageProcessor, {task}
 
 processor = AutoImageProcessor.from_pretrained({literal(name)})
@@ -99,6 +125,63 @@ for class_id in semantic_map.unique().tolist():
     return "\n\n".join(parts)
 
 
+def _objects_alone(facts: Facts, name: str, photo: str) -> str:
+    """How the model is used without hfseg where objects are told apart."""
+    kind = FAMILIES[facts.model_type].auto if facts.model_type in FAMILIES else "Universal"
+    if facts.model_type == "oneformer":
+        lengths = ", ".join(str(facts.config.get(key, 77)) for key in ("text_encoder_context_length", "task_seq_len"))
+        return f"""import torch
+from PIL import Image
+from transformers import AutoModelForUniversalSegmentation, AutoTokenizer, OneFormerImageProcessor, OneFormerProcessor
+
+processor = OneFormerProcessor(OneFormerImageProcessor.from_pretrained({literal(name)}),
+                               AutoTokenizer.from_pretrained({literal(name)}),
+                               {lengths})
+model = AutoModelForUniversalSegmentation.from_pretrained({literal(name)}).eval()
+model.model.is_training = False
+image = Image.open("{photo}").convert("RGB")
+inputs = processor(image, task_inputs=["{facts.task}"], return_tensors="pt")
+with torch.inference_mode():
+    outputs = model(**inputs)
+[result] = processor.post_process_{facts.task}_segmentation(outputs, target_sizes=[image.size[::-1]])
+for segment in result["segments_info"]:
+    print(model.config.id2label[segment["label_id"]], segment["score"])"""
+    return f"""import torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelFor{kind}Segmentation
+
+processor = AutoImageProcessor.from_pretrained({literal(name)})
+model = AutoModelFor{kind}Segmentation.from_pretrained({literal(name)}).eval()
+image = Image.open("{photo}").convert("RGB")
+inputs = processor(image, return_tensors="pt")
+with torch.inference_mode():
+    outputs = model(**inputs)
+[result] = processor.post_process_{facts.task}_segmentation(outputs, target_sizes=[image.size[::-1]])
+for segment in result["segments_info"]:
+    print(model.config.id2label[segment["label_id"]], segment["score"])"""
+
+
+def network(config: dict[str, Any]) -> str:
+    """Returns what people call a network.
+
+    Args:
+        config: Of config.json.
+
+    Returns:
+        Its name, with the backbone where that is chosen by name.
+
+    Example:
+        >>> network({"model_type": "hfseg_smp", "architecture": "unet", "backbone": "resnet34"})
+        'U-Net (backbone `resnet34`)'
+        >>> network({"model_type": "new"})
+        '`new`'
+    """
+    kind = str(config.get("model_type", "unknown"))
+    name = _NAMES.get(kind) or _ARCHITECTURES.get(str(config.get("architecture"))) or code(kind)
+    backbone = config.get("backbone")
+    return f"{name} (backbone {code(backbone)})" if kind.startswith("hfseg_") and isinstance(backbone, str) else name
+
+
 def intended_use(facts: Facts, metadata: dict[str, Any]) -> str:
     """Says what the model is for, and what it is not for.
 
@@ -114,8 +197,10 @@ def intended_use(facts: Facts, metadata: dict[str, Any]) -> str:
     like = f"images{bands} like those " + (f"of {data_of(facts)}" if facts.data else "it was trained on")
     return "\n\n".join((
         "## Intended use",
-        f"Semantic segmentation of {like}: same kind of scene, camera, scale and classes. Every pixel gets one of the "
-        "classes, also where none of them is there: the model has no answer for what it was not taught.",
+        f"{facts.task.capitalize()} segmentation of {like}: same kind of scene, camera, scale and classes. "
+        + ("Every pixel gets one of the classes, also where none of them is there: the model has no answer for what it "
+           "was not taught." if facts.task == "semantic" else
+           "What it was not taught, it does not see, or takes for something else."),
         "How it does on other images is not known. Measure it on labelled images of your own before you rely on it:",
         fenced(f"hfseg evaluate {_shell(name)} --data YOUR_DATA", "bash"),
         "Without such a measurement, and a person who checks, it is no basis for decisions about anyone's safety, "
@@ -173,6 +258,8 @@ def _origin(facts: Facts, metadata: dict[str, Any]) -> str:
     on = f" on {data_of(facts)}" if facts.data else ""
     if facts.random:
         return f"It was trained from random weights{on}{by}."
+    if started := facts.training.get("backbone_weights"):
+        return f"Its backbone started from {line(started)}, all else from random weights. It was trained{on}{by}."
     name, revision = recipe.model.name, facts.training.get("base_revision")
     if is_repo_id(base) and name == base:
         start = repository(base) + (f" (commit {code(str(revision)[:12])})" if revision else "")
@@ -188,9 +275,11 @@ def _origin(facts: Facts, metadata: dict[str, Any]) -> str:
 def _task(model_type: str) -> str | None:
     """The class of transformers that loads the network and gives what the processor turns into a semantic map."""
     if model_type.startswith("hfseg"):
-        return None
+        known = model_type in FAMILIES and FAMILIES[model_type].read is None
+        return "AutoModelForSemanticSegmentation" if known else None
     for task, names in (("AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"),
-                        ("AutoModelForUniversalSegmentation", "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES")):
+                        ("AutoModelForUniversalSegmentation", "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES"),
+                        ("AutoModelForInstanceSegmentation", "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES")):
         if model_type in getattr(modeling_auto, names, {}):
             return task
     return None

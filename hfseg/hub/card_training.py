@@ -9,6 +9,7 @@ from hfseg.errors import UserError
 from hfseg.hub.card_facts import CURVE, Facts
 from hfseg.hub.card_sections import data_of
 from hfseg.hub.card_text import code, counted, fenced, listing, picture, public
+from hfseg.models import FAMILIES
 from hfseg.recipe import AugmentConfig, Recipe, to_yaml
 
 _STRATEGIES = {
@@ -46,7 +47,7 @@ def training(facts: Facts, metadata: dict[str, Any]) -> str | None:
 
 
 def _points(facts: Facts) -> list[str]:
-    points = [_data(facts), _weights(facts), _optimiser(facts), _loss(facts.recipe), _augmentation(facts.recipe)]
+    points = [_data(facts), _weights(facts), _optimiser(facts), _loss(facts), _augmentation(facts.recipe)]
     noted, metric = facts.training, facts.recipe.eval.metric
     if noted.get("best_step") is not None:
         points.append(f"**Chosen**: the weights after step {noted['best_step']:,}, the best by {code(metric)}.")
@@ -97,7 +98,13 @@ def _optimiser(facts: Facts) -> str:
     return f"**Optimiser**: {', '.join(parts)}."
 
 
-def _loss(recipe: Recipe) -> str:
+def _loss(facts: Facts) -> str:
+    recipe, family = facts.recipe, FAMILIES.get(facts.model_type)
+    if family is not None and family.predicts_masks:
+        set_here = [f"{code(name)} {value:g}" for name in ("no_object_weight", "num_points")
+                    if (value := getattr(recipe.loss, name)) is not None]
+        more = f", {listing(set_here)}" if set_here else ""
+        return f"**Loss**: the network's own, of classes and masks{more}."
     terms = [(f"{weight:g} " if weight != 1 else "") + code(name) for name, weight in recipe.loss.terms.items()]
     chosen = recipe.loss.class_weights
     weighted = ", classes weighted" if chosen else ""

@@ -107,6 +107,8 @@ def _from_cache(asked: dict, local_dir: str | Path | None, api: HfApi, say: Call
         folder = Path(snapshot_download(**asked, local_files_only=True))
     damaged = [file for file in folder.rglob("*") if file.is_file() and not is_whole(file)]
     if damaged:
+        for file in damaged:
+            remove_cached(file)
         raise damage(repo_id, [file.relative_to(folder).as_posix() for file in damaged])
     say(f"{repo_id} at {folder.name[:12]}, from the cache: {folder}")
     return folder

@@ -24,7 +24,8 @@ from hfseg.run_directory import CARD, LABELS, LOG, RECIPE, RESULTS, SAMPLES
 WEIGHTS = ("model*.safetensors", "model*.safetensors.index.json")
 PANELS = (f"{SAMPLES}/*.png", f"{SAMPLES}/inputs/*.png")
 PUBLISHED = (*WEIGHTS, "config.json", "*processor_config.json", LABELS, RECIPE, RESULTS, LOG, CARD, "LICENSE*",
-             "learning_curve.png", "per_class_iou.png", *PANELS)  # fmt: skip
+             "learning_curve.png", "per_class_iou.png", "per_class_ap.png", "per_class_pq.png",
+             "tokenizer*.json", "special_tokens_map.json", "vocab.json", "merges.txt", *PANELS)  # fmt: skip
 PICTURES = (".png", ".jpg", ".jpeg", ".svg", ".gif")  # they go where the card shows them
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{24,}\b")

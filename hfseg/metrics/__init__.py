@@ -16,7 +16,11 @@ if TYPE_CHECKING:
 
 __all__ = ["METRICS", "load", "scores_from_matrix", "to_json_ready"]
 
-METRICS = {"mean_iou": ("hfseg.metrics.mean_iou", "MeanIoU")}
+METRICS = {
+    "mean_iou": ("hfseg.metrics.mean_iou", "MeanIoU"),
+    "mask_ap": ("hfseg.metrics.modules", "MaskAP"),
+    "panoptic_quality": ("hfseg.metrics.modules", "PanopticQuality"),
+}
 """Where each metric lives. A new one is a file and a line here."""
 
 
@@ -24,8 +28,9 @@ def load(name: str, **options) -> evaluate.Metric:
     """Load a metric as an `evaluate` module.
 
     Args:
-        name: `mean_iou`.
-        **options: What the metric takes: for `mean_iou` see `hfseg.metrics.mean_iou.MeanIoU`.
+        name: `mean_iou`, `mask_ap` or `panoptic_quality`.
+        **options: What the metric takes: see `hfseg.metrics.mean_iou.MeanIoU`, and `MaskAP` and `PanopticQuality` in
+            `hfseg.metrics.modules`.
 
     Returns:
         The metric, with `add`, `add_batch` and `compute`.

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import transformers
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
@@ -14,7 +15,8 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from hfseg.errors import UserError, one_of
 from hfseg.hub_errors import explain, status_of
-from hfseg.models.families import FAMILIES
+from hfseg.models.backbones import HOSTS, backbone_config
+from hfseg.models.families import FAMILIES, Family
 from hfseg.models.networks import ARCHITECTURES, PREFIX, architecture_of, register
 from hfseg.models.networks.smp_checkpoints import is_smp, smp_config
 from hfseg.remap import unique
@@ -121,7 +123,7 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
         overrides: Fields to replace.
         hub: Revision, token and trust for the hub.
         training: Whether a network with random weights would serve, too.
-        backbone: By name, for hfseg's own networks.
+        backbone: By name, for hfseg's own networks and for transformers' UPerNet.
 
     Returns:
         A transformers configuration.
@@ -131,15 +133,19 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
     """
     register()
     own = architecture_of(source)
-    if backbone and not own:
-        names = [PREFIX + one for one in ARCHITECTURES]
+    if backbone and not own and source not in HOSTS:
+        names = [*(PREFIX + one for one in ARCHITECTURES), *HOSTS]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.8)
         raise UserError(f"{name} takes no backbone by name", ", ".join(names),
                         f"did you mean {near[0]}?" if near else "leave model.backbone out")
     if own:
         config = own.config(**{**own.fields, "backbone": backbone or own.backbone})
     elif source in CONFIG_MAPPING and source in FAMILIES:
-        config = CONFIG_MAPPING[source](**_DEFAULTS.get(source, {}))
+        fields = dict(_DEFAULTS.get(source, {}))
+        if backbone:
+            with readable_errors(backbone, training):
+                fields["backbone_config"] = backbone_config(backbone, hub)
+        config = CONFIG_MAPPING[source](**fields)
     elif weights == "random" and source in KNOWN_CONFIGS:
         config = SegformerConfig(**KNOWN_CONFIGS[source])
     else:
@@ -185,3 +191,15 @@ def config_errors(name: str):
         raise UserError(f"{name} cannot be built with this model.config: {type(error).__name__}: "
                         f"{' '.join(str(error).split())[:300]}", "a configuration that can be built",
                         "mend the model.config overrides, or leave them out") from error
+
+
+def auto_class(family: Family) -> type:
+    """Returns the Auto class of transformers that makes the networks of a family.
+
+    Args:
+        family: Its record.
+
+    Returns:
+        Such as `AutoModelForSemanticSegmentation`.
+    """
+    return getattr(transformers, f"AutoModelFor{family.auto}Segmentation")

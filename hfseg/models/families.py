@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 from hfseg.errors import UserError, one_of
+from hfseg.models.candidates import (
+    ask_task,
+    feed_boxes,
+    feed_masks,
+    feed_text,
+    read_detections,
+    read_detr,
+    read_queries,
+    read_rf_detr,
+)
+
+TASKS = ("semantic", "instance", "panoptic")
 
 
 def _any_size(config) -> tuple[int, int] | None:
@@ -17,9 +29,20 @@ def _fixed_size(config) -> tuple[int, int] | None:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
+def _no_step(config) -> int:
+    return 1
+
+
+def _windows(config) -> int:
+    return config.backbone_config.patch_size * config.backbone_config.num_windows
+
+
 @dataclass(frozen=True)
 class Family:
-    """What the loop, the evaluator and the segmenter ask of a per-pixel model.
+    """What the loop, the evaluator and the segmenter ask of a model.
+
+    A per-pixel model gives logits of classes and learns from maps by hfseg's losses. All others propose masks, learn
+    from masks by losses of their own, and say below how they want and give them.
 
     Attributes:
         model_type: `config.model_type` of transformers.
@@ -27,6 +50,17 @@ class Family:
         classifiers: Modules whose outputs are the classes, replaced when the labels change.
         input_size: From the configuration, the (height, width) that the network needs, or None for any.
         unused_parameters: Whether some parameters never get a gradient, which data parallel training must know.
+        backbone: Prefixes of the backbone's parameters, for families in which all else is the head.
+        tasks: What it can learn.
+        auto: Which of transformers' Auto classes loads it: AutoModelFor...Segmentation.
+        read: From what the model returned to `Candidates`; None for a per-pixel model.
+        feed: From (model, `Targets`) to what the model's `forward` takes in training.
+        ask: From (model, task, images) to what else `forward` takes when nothing is learnt.
+        step: From the configuration, the pixels that sides have to be a multiple of.
+        scored_by_mask: Whether the score of an object is also that of its mask: the mean probability inside it.
+        keeps_aspect: Whether images are resized in proportion and padded to the one size that the network needs.
+        settings: Fields of the configuration by their names in the recipe's `loss` section.
+        processor: transformers' image processor for it, where the checkpoint brings none.
     """
 
     model_type: str
@@ -34,6 +68,22 @@ class Family:
     classifiers: tuple[str, ...]
     input_size: Callable = _any_size
     unused_parameters: bool = False
+    backbone: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ("semantic",)
+    auto: str = "Semantic"
+    read: Callable | None = None
+    feed: Callable | None = None
+    ask: Callable | None = None
+    step: Callable = _no_step
+    scored_by_mask: bool = False
+    keeps_aspect: bool = False
+    settings: Mapping[str, str] = field(default_factory=dict)
+    processor: str = "SegformerImageProcessor"
+
+    @property
+    def predicts_masks(self) -> bool:
+        """Whether it proposes masks, rather than logits per pixel."""
+        return self.read is not None
 
     def is_head(self, parameter_name: str) -> bool:
         """Returns whether the parameter belongs to the head.
@@ -44,7 +94,26 @@ class Family:
         Returns:
             False for a parameter of the backbone.
         """
+        if self.backbone:
+            return not parameter_name.startswith(tuple(f"{prefix}." for prefix in self.backbone))
         return parameter_name.startswith(tuple(f"{prefix}." for prefix in self.head))
+
+
+def _masks(model_type: str, backbone: tuple[str, ...], classifier: str, **more) -> Family:
+    """A family of transformers whose queries propose masks."""
+    settings = {"no_object_weight": "no_object_weight", "num_points": "train_num_points"}
+    return Family(model_type, (), (classifier,), **{
+        "backbone": backbone, "tasks": TASKS, "auto": "Universal", "read": read_queries, "feed": feed_masks,
+        "scored_by_mask": True, "settings": settings, "unused_parameters": True, **more,
+    })  # fmt: skip
+
+
+def _detector(model_type: str, backbone: tuple[str, ...], *classifiers: str, **more) -> Family:
+    """A family that finds objects and their masks."""
+    return Family(model_type, (), classifiers, **{
+        "backbone": backbone, "tasks": ("instance",), "auto": "Instance", "read": read_detections, "feed": feed_boxes,
+        "unused_parameters": True, **more,
+    })  # fmt: skip
 
 
 _DECODE = ("decode_head", "auxiliary_head")
@@ -55,6 +124,8 @@ _SMP_CLASSIFIERS = ("segmentation_head.0", "segmentation_head.head.4")
 _TORCHVISION_CLASSIFIERS = (
     "classifier.4", "classifier.low_classifier", "classifier.high_classifier", "auxiliary_head.head.4",
 )  # fmt: skip
+_ENCODER = ("model.pixel_level_module.encoder",)
+_VIT = ("embeddings", "layers", "layernorm", "norm", "rope_embeddings")
 _SEGMENTATION = (("segmentation_head",), ("segmentation_head.classifier.convolution",))
 
 FAMILIES: dict[str, Family] = {
@@ -73,6 +144,21 @@ FAMILIES: dict[str, Family] = {
         Family("hfseg_torchvision", ("classifier", "auxiliary_head"), _TORCHVISION_CLASSIFIERS),
         Family("hfseg_segnet", ("decoder", "classifier"), ("classifier",)),
         Family("hfseg_hrnet", ("head", "classifier"), ("classifier",)),
+        _masks("mask2former", _ENCODER, "class_predictor", processor="Mask2FormerImageProcessor"),
+        _masks("maskformer", _ENCODER, "class_predictor", processor="MaskFormerImageProcessor",
+               settings={"no_object_weight": "no_object_weight"}),
+        _masks("oneformer", _ENCODER, "model.transformer_module.decoder.class_embed", feed=feed_text, ask=ask_task,
+               processor="OneFormerImageProcessor"),
+        _masks("eomt", _VIT, "class_predictor", input_size=_fixed_size, keeps_aspect=True,
+               processor="EomtImageProcessor"),
+        _masks("eomt_dinov3", _VIT, "class_predictor", input_size=_fixed_size, keeps_aspect=True,
+               processor="EomtImageProcessor"),
+        _masks("detr", ("detr.model.backbone",), "detr.class_labels_classifier", read=read_detr, feed=feed_boxes,
+               settings={"no_object_weight": "eos_coefficient"}, processor="DetrImageProcessor"),
+        _detector("rf_detr", ("model.model.backbone",), "model.class_embed", "model.model.enc_out_class_embed",
+                  read=read_rf_detr, step=_windows, processor="RfDetrImageProcessor"),
+        _detector("hfseg_mask_rcnn", ("backbone.body",), "roi_heads.box_predictor", "roi_heads.mask_predictor"),
+        _detector("hfseg_yolact", ("backbone",), "head.classes"),
     )
 }
 
@@ -87,7 +173,7 @@ def family_of(config) -> Family:
         The record of its family.
 
     Raises:
-        UserError: When the model type does not segment by pixel, or is not known.
+        UserError: When the model type does not segment, or is not known.
 
     Example:
         >>> from transformers import SegformerConfig
@@ -97,7 +183,7 @@ def family_of(config) -> Family:
     if config.model_type in FAMILIES:
         return FAMILIES[config.model_type]
     try:
-        one_of(config.model_type, FAMILIES, "model type for semantic segmentation")
+        one_of(config.model_type, FAMILIES, "model type for segmentation")
     except UserError as error:
         error.fix = error.fix or "choose a checkpoint of one of these families, such as nvidia/mit-b0"
         raise error from None

@@ -40,7 +40,12 @@ def find_weights(repo_id: str, revision: str | None = None, token: str | None = 
     """
     damaged: list[Path] = []
     for _ in range(2):
-        revision, files = _locate(repo_id, revision, token)
+        try:
+            revision, files = _locate(repo_id, revision, token)
+        except LocalEntryNotFoundError:
+            if not damaged:
+                raise
+            break
         damaged = [file for file in files if not is_whole(file, repo_id, revision, token)]
         if not damaged:
             return revision

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModelForSemanticSegmentation
-from transformers.initialization import meta_device_safe_creation_ops
-
 from hfseg.errors import UserError
-from hfseg.models.configs import KNOWN_CONFIGS, config_errors, load_config
+from hfseg.models.configs import KNOWN_CONFIGS, load_config
+from hfseg.models.dry_run import dry_run
 from hfseg.models.families import FAMILIES
 from hfseg.models.networks import ARCHITECTURES, PREFIX
-from hfseg.models.quiet import quiet_transformers
 
 SIDE = 512
 _HUB = {"revision": None, "token": None, "trust_remote_code": False}
@@ -30,16 +24,17 @@ class ModelRow:
         family: Model type of its configuration.
         backbone: For `model.backbone`; None where the name says it all.
         parameters: How many, in training, with 21 classes.
-        gflops: Billions of multiplications and additions for an image of `side` pixels squared, each counted.
+        gflops: Billions of multiplications and additions for an image of `side` pixels squared, each counted; None for
+            networks that propose masks.
         side: 512, or the only size that the network takes.
-        task: What it does.
+        task: What it does, such as `semantic`.
     """
 
     name: str
     family: str
     backbone: str | None
     parameters: int
-    gflops: float
+    gflops: float | None
     side: int
     task: str = "semantic"
 
@@ -54,10 +49,10 @@ def list_models(
     """Builds each network without memory, and counts.
 
     Args:
-        pattern: A part of the name, the family or the backbone.
+        pattern: A part of the name, the family, the backbone or the tasks.
         backbone: Lists hfseg's own networks on this backbone, those that take it.
         max_parameters: Leave out what has more, in millions.
-        max_gflops: Leave out what costs more.
+        max_gflops: Leave out what costs more, or is not counted.
 
     Returns:
         A row per network, in the order of the table of families.
@@ -74,7 +69,8 @@ def list_models(
     names = own if backbone else {**dict.fromkeys(KNOWN_CONFIGS), **dict.fromkeys(_other_families()), **own}
     rows, refused = [], None
     for name, body in names.items():
-        if pattern.lower() not in f"{name} {body or ''} {_family(name)}".lower():
+        tasks = " ".join(FAMILIES[_family(name)].tasks)
+        if pattern.lower() not in f"{name} {body or ''} {_family(name)} {tasks}".lower():
             continue
         try:
             row = count(name, body)
@@ -84,7 +80,7 @@ def list_models(
             refused = error
             continue
         small = max_parameters is None or row.parameters <= max_parameters * 1e6
-        if small and (max_gflops is None or row.gflops <= max_gflops):
+        if small and (max_gflops is None or (row.gflops is not None and row.gflops <= max_gflops)):
             rows.append(row)
     if not rows:
         if refused is not None and "there is no backbone" in refused.found:
@@ -118,19 +114,9 @@ def count(name: str, backbone: str | None = None) -> ModelRow:
     config = load_config(name, name, "random", {}, _HUB, backbone=backbone)
     config.num_labels = 21
     size = FAMILIES[config.model_type].input_size(config) or (SIDE, SIDE)
-    log = logging.getLogger("timm")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with config_errors(name), quiet_transformers(), torch.device("meta"), torch.no_grad():
-            with meta_device_safe_creation_ops():
-                model = AutoModelForSemanticSegmentation.from_config(config).eval()
-            with FlopCounterMode(display=False) as flops:
-                model(pixel_values=torch.empty(1, 3, *size))
-    finally:
-        log.setLevel(level)
+    model, operations = dry_run(name, config, size)
     return ModelRow(name, config.model_type, backbone, sum(p.numel() for p in model.parameters()),
-                    flops.get_total_flops() / 1e9, size[0])
+                    operations and operations / 1e9, size[0], ", ".join(FAMILIES[config.model_type].tasks))
 
 
 def print_models(rows: Iterable[ModelRow], say: Callable[[str], None] = print) -> None:
@@ -145,7 +131,8 @@ def print_models(rows: Iterable[ModelRow], say: Callable[[str], None] = print) -
         ["model.name", *(row.name for row in rows)], ["model.backbone", *(row.backbone for row in rows)]))
     say(f"{'model.name':<{width}}{'model.backbone':<{body}}{'parameters':>12}{'GFLOPs':>10}{'at':>6}  task")
     for row in rows:
-        say(f"{row.name:<{width}}{row.backbone or '':<{body}}{row.parameters / 1e6:>10.2f} M{row.gflops:>10.1f}"
-            f"{row.side:>6}  {row.task}")
+        cost = "" if row.gflops is None else f"{row.gflops:.1f}"
+        say(f"{row.name:<{width}}{row.backbone or '':<{body}}{row.parameters / 1e6:>10.2f} M{cost:>10}"
+            f"{row.side if cost else '':>6}  {row.task}")
 
 

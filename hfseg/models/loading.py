@@ -9,19 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
-from transformers import (
-    AutoImageProcessor,
-    AutoModelForSemanticSegmentation,
-    PreTrainedConfig,
-    SegformerImageProcessor,
-)
+from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
 from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
-from hfseg.models.configs import config_errors, load_config, readable_errors, resolve_name
+from hfseg.models.backbones import HOSTS, is_backbone_type, pretrain_backbone
+from hfseg.models.configs import auto_class, config_errors, load_config, readable_errors, resolve_name
+from hfseg.models.dry_run import dry_run
 from hfseg.models.families import Family, family_of
 from hfseg.models.hub_files import find_weights
 from hfseg.models.networks import architecture_of
@@ -30,6 +28,8 @@ from hfseg.models.networks.smp import SmpConfig
 from hfseg.models.networks.smp_checkpoints import is_smp, load_smp, smp_processor
 from hfseg.models.networks.weights import pretrain
 from hfseg.models.quiet import quiet_transformers
+
+ODD_SIZE = (64, 97)
 
 
 @dataclass
@@ -43,6 +43,7 @@ class LoadReport:
         dropped: Names of tensors of the checkpoint that the network has no place for.
         kept_classes: Classes whose weights were kept because the checkpoint knows them by name.
         notes: Everything else a user should know, a sentence each.
+        backbone_weights: In words, the weights that a backbone under a new head started from.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     kept_classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    backbone_weights: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.loaded} tensors loaded, {len(self.new)} new, {len(self.dropped)} dropped"]
@@ -79,8 +81,10 @@ def load_model(
     channels: int = 3,
     image_size: int | tuple[int, int] | None = None,
     trust_remote_code: bool = False,
+    task: str | None = None,
+    loss: dict[str, Any] | None = None,
 ):
-    """Loads a semantic segmentation model and its image processor for given labels.
+    """Loads a segmentation model and its image processor for given labels.
 
     The head gets one output per class of `labels`. Classes that the checkpoint already knows by name keep their
     weights, the others start fresh. `model.load_report` says what happened to every tensor.
@@ -92,13 +96,17 @@ def load_model(
         revision: Branch, tag or commit on the hub.
         token: Hub token, if not the one that is logged in.
         weights: `pretrained` or `random`; one of hfseg's own networks starts from its backbone's ImageNet weights.
-        backbone: By name, for hfseg's own networks, such as `resnet18` or a model of timm.
+        backbone: By name: for hfseg's own networks, such as `resnet18` or a model of timm; for `upernet`, a checkpoint
+            of transformers such as `facebook/dinov2-small`, or a type such as `swin`, which gives random weights.
         backbone_weights: File with weights of the backbone, in place of those that its library offers.
         config: Fields of the configuration to override.
         channels: Bands of the images; the first convolution is adapted when the checkpoint has others.
         image_size: What the processor resizes to: shortest side, or (height, width); None leaves images as they
             are, unless the network needs one size.
         trust_remote_code: Whether code in the model's repository may run.
+        task: `semantic`, `instance` or `panoptic`: what it will learn, kept as `config.segmentation_task`; None leaves
+            that open.
+        loss: `no_object_weight` and `num_points` of the network's own loss, for families that have one.
 
     Returns:
         A tuple of the model, in evaluation mode and float32, and its image processor, which never changes labels.
@@ -124,34 +132,45 @@ def load_model(
     report = LoadReport(name)
     model_config = load_config(name, source, weights, config or {}, hub, backbone=backbone)
     family = family_of(model_config)
+    if task is not None:
+        _set_task(model_config, family, task, name)
+    _set_loss(model_config, family, loss or {}, name)
     own, found = architecture_of(source) is not None, None
+    theirs = bool(backbone) and source in HOSTS  # a backbone of transformers, under its UPerNet
     if backbone_weights is not None and (not own or weights == "random"):
         raise UserError(f"model.backbone_weights is set, and {name} with {weights} weights does not read it",
                         "a network of hfseg such as hfseg/unet, with weights pretrained", "leave it out")
     if own or source in CONFIG_MAPPING or weights == "random":
-        pretrained = own and weights == "pretrained"
+        pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
         if labels is not None:
             _set_labels(model_config, labels)
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
                 part.num_channels = 3 if pretrained else channels
-        with config_errors(name):
-            model = AutoModelForSemanticSegmentation.from_config(model_config).float()
+        if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
+            dry_run(name, model_config, ODD_SIZE)
+        with config_errors(name), quiet_transformers():
+            model = auto_class(family).from_config(model_config).float()
         report.new = list(model.state_dict())
         if pretrained:
-            found = pretrain(model, backbone_weights)
+            found = pretrain(model, backbone_weights) if own else _pretrain_theirs(model, backbone, hub)
             report.new = [key for key in report.new if family.is_head(key)]
             report.loaded = len(model.state_dict()) - len(report.new)
-            report.notes.append(f"ImageNet weights of {model_config.backbone} from {found.source}")
+            weights_of = "weights of" if theirs else f"ImageNet weights of {model_config.backbone} from"
+            report.notes.append(f"the backbone has the {weights_of} {found.source}")
+            # No path of this machine, since cards repeat it.
+            report.backbone_weights = f"{weights_of} {'a file' if backbone_weights else found.source}"
         else:
             report.notes.append("all weights are random")
     else:
         model = _load_weights(source, model_config, family, report, hub)
         if labels is not None:
-            _relabel(model, family, labels, report)
+            relabel = _rebuilt if family.predicts_masks else _relabel
+            model = relabel(model, family, labels, report)
     if channels != _input_channels(model):
         _adapt_channels(model, channels, report)
     processor = _load_processor(source, model_config, hub, report, found)
+    _load_tokenizer(model, family, source, hub, report)
     _configure_processor(processor, family, model.config, channels, image_size)
     model.load_report, model.image_processor = report, processor
     return model.eval(), processor
@@ -192,11 +211,14 @@ def load_for_inference(name: str, *, revision=None, token=None, trust_remote_cod
             "a checkpoint that was fine-tuned for segmentation",
             f"hfseg train --model.name {name} --data.path DATA",
         )
-    if config.num_labels < 2:
+    if config.num_labels < 2 and not family.predicts_masks:
         raise UserError(f"{name} has a single output, which needs a threshold that nobody has stated",
                         "two classes or more", f"hfseg train --model.name {name} gives it two")
     processor = _load_processor(source, config, hub, report, needed=True)
+    _load_tokenizer(model, family, source, hub, report)
     _keep_all_pixels(processor)
+    if family.keeps_aspect:
+        processor.size = _longest(family.input_size(config))
     if (needed := family.input_size(config)) and not getattr(processor, "do_resize", False):
         processor.do_resize, processor.size = True, {"height": needed[0], "width": needed[1]}
         report.notes.append(f"images are resized to {needed[0]} x {needed[1]}, the only size that the network takes")
@@ -235,7 +257,7 @@ def _load_weights(source: str, config, family: Family, report: LoadReport, hub: 
             report.loaded = len(model.state_dict())
             report.notes.append("saved by segmentation-models-pytorch; activation and classification head are left out")
             return model
-        model, info = AutoModelForSemanticSegmentation.from_pretrained(
+        model, info = auto_class(family).from_pretrained(
             source, config=config, dtype=torch.float32, use_safetensors=True, output_loading_info=True,
             ignore_mismatched_sizes=True, **hub,
         )  # fmt: skip
@@ -256,13 +278,90 @@ def _load_weights(source: str, config, family: Family, report: LoadReport, hub: 
     return model
 
 
+def _pretrain_theirs(model: nn.Module, backbone: str, hub: dict) -> Pretraining:
+    with readable_errors(backbone), quiet_transformers(progress=not Path(backbone).is_dir()):
+        if not Path(backbone).is_dir():
+            hub = {**hub, "revision": find_weights(backbone, hub["revision"], hub["token"])}
+        return pretrain_backbone(model, backbone, hub)
+
+
+def _set_task(config, family: Family, task: str, name: str) -> None:
+    if task not in family.tasks:
+        raise UserError(f"{name} does not do {task} segmentation", f"a task it does: {', '.join(family.tasks)}",
+                        "--task " + family.tasks[0] + (", or a network such as mask2former" if len(family.tasks) < 3
+                                                       else ""))
+    config.segmentation_task = task
+
+
+def _set_loss(config, family: Family, loss: dict[str, Any], name: str) -> None:
+    for key, value in loss.items():
+        if value is None:
+            continue
+        if key not in family.settings:
+            raise UserError(f"loss.{key} is {value}, and {name} has no such setting",
+                            ", ".join(f"loss.{one}" for one in family.settings) or "a network with a loss of its own",
+                            "leave it out")
+        setattr(config, family.settings[key], value)
+
+
+def _load_tokenizer(model: nn.Module, family: Family, source: str, hub: dict, report: LoadReport) -> None:
+    """Networks that read text keep what reads it, as `model.tokenizer`."""
+    if family.ask is None:
+        return
+    try:
+        model.tokenizer = AutoTokenizer.from_pretrained(source, **hub)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{report.name} reads text, and has no tokenizer", "a checkpoint with its tokenizer's files",
+                        "start from one, such as shi-labs/oneformer_ade20k_swin_tiny") from error
+
+
+def _rebuilt(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> nn.Module:
+    """Builds the network anew for other labels; classes known by name keep the rows of their weights.
+
+    A row per class and one for "no object" after them, where there is one, is how all of these classifiers are laid
+    out but those of the detectors, which start fresh unless the labels are the same.
+    """
+    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
+    if old_names == list(labels.names):
+        _set_labels(model.config, labels)
+        report.kept_classes = old_names
+        return model
+    _set_labels(model.config, labels)
+    fresh = type(model)(model.config).float()
+    old, match = model.state_dict(), labels.align(old_names)
+    prefixes = tuple(f"{path}." for path in family.classifiers)
+    new, kept, rowwise = fresh.state_dict(), {}, set()
+    for key, value in old.items():
+        if not key.startswith(prefixes):
+            if key in new and new[key].shape == value.shape:
+                kept[key] = value
+        elif len(value) - len(old_names) == len(new[key]) - labels.num_labels in (0, 1):
+            rows = new[key].clone()
+            for class_id, old_id in enumerate(match):
+                if old_id >= 0:
+                    rows[class_id] = value[old_id]
+            rows[labels.num_labels :] = value[len(old_names) :]
+            kept[key] = rows
+            rowwise.add(key)
+    fresh.load_state_dict(kept, strict=False)
+    if rowwise:
+        report.kept_classes = [name for name, old_id in zip(labels.names, match) if old_id >= 0]
+    left = [name for old_id, name in enumerate(old_names) if old_id not in set(match)]
+    if left:
+        report.notes.append(f"classes dropped: {', '.join(left[:20])}" + (", ..." if len(left) > 20 else ""))
+    whole = len(report.kept_classes) == labels.num_labels
+    report.new = sorted({*report.new, *(key for key in new if key not in kept), *(() if whole else rowwise)})
+    report.loaded = len(new) - len(report.new)
+    return fresh
+
+
 def _set_labels(config, labels: LabelSchema) -> None:
     config.id2label, config.label2id = labels.id2label, labels.label2id
     if hasattr(config, "semantic_loss_ignore_index"):
         config.semantic_loss_ignore_index = labels.ignore_index
 
 
-def _relabel(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> None:
+def _relabel(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> nn.Module:
     """Gives the classifiers one output per label, keeping the weights of classes known by name."""
     old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
     fresh = {name.rsplit(".", 1)[0] for name in report.new}
@@ -300,6 +399,7 @@ def _relabel(model: nn.Module, family: Family, labels: LabelSchema, report: Load
     for module in model.modules():  # transformers' own losses read it
         if isinstance(getattr(module, "num_labels", None), int):
             module.num_labels = labels.num_labels
+    return model
 
 
 def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
@@ -337,7 +437,7 @@ def _load_processor(source: str, config, hub: dict, report: LoadReport, found: P
         processor, note = smp_processor(source, config, hub)
         report.notes.append(note)
         return processor
-    processor = SegformerImageProcessor(do_reduce_labels=False)
+    processor = getattr(transformers, family_of(config).processor)()
     if found:
         processor.image_mean, processor.image_std = list(found.mean), list(found.std)
         processor.rescale_factor = found.largest / 255
@@ -367,9 +467,14 @@ def _saved_by_smp(source: str, config, hub: dict) -> bool:
 
 def _keep_all_pixels(processor) -> None:
     """Switches off what would change labels or lose pixels at the border."""
-    for name in ("do_reduce_labels", "do_center_crop"):
+    for name in ("do_reduce_labels", "do_center_crop", "do_split_image"):
         if getattr(processor, name, None) is not None:
             setattr(processor, name, False)
+
+
+def _longest(size: tuple[int, int]) -> dict[str, int]:
+    """The size of images that are resized in proportion until they fit into a square."""
+    return {"shortest_edge": min(size), "longest_edge": min(size)}
 
 
 def _configure_processor(processor, family: Family, config, channels: int, image_size) -> None:
@@ -379,7 +484,14 @@ def _configure_processor(processor, family: Family, config, channels: int, image
         processor.do_resize = False
     else:
         processor.do_resize = True
-        processor.size = {"shortest_edge": size} if isinstance(size, int) else {"height": size[0], "width": size[1]}
+        if family.keeps_aspect:
+            processor.size = _longest(family.input_size(config))
+        elif isinstance(size, int):
+            # Some processors want a limit, too; no image comes near this one.
+            limit = {"longest_edge": 64 * size} if family.predicts_masks else {}
+            processor.size = {"shortest_edge": size, **limit}
+        else:
+            processor.size = {"height": size[0], "width": size[1]}
     for name in ("image_mean", "image_std"):
         values = getattr(processor, name, None)
         if values is not None and len(values) != channels:

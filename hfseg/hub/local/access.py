@@ -59,22 +59,24 @@ def identify(store: Store, header: str | None) -> Identity:
     return Identity(row["user"], row["role"], tuple(org[0] for org in orgs))
 
 
-def create_token(store: Store, user: str, role: str, token: str | None = None) -> str:
+def create_token(db: sqlite3.Connection, user: str, role: str, token: str | None = None) -> str:
     """Makes a token; the hub keeps only its hash.
 
     Args:
-        store: The hub's.
+        db: From `Store.write`.
         user: Whose; he is added where he is new.
         role: `read`, `write` or `owner`.
         token: The token itself, if it is given from outside.
 
     Returns:
         The token.
+
+    Raises:
+        HubError: 400 for a name that the hub does not accept.
     """
     token = token or "hf_" + secrets.token_urlsafe(32).replace("-", "x").replace("_", "y")
-    with store.write() as db:
-        db.execute("INSERT OR IGNORE INTO accounts VALUES (?, 0)", (check_name(user, "user"),))
-        db.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?)", (_hash(token), user, role))
+    db.execute("INSERT OR IGNORE INTO accounts VALUES (?, 0)", (check_name(user, "user"),))
+    db.execute("INSERT OR REPLACE INTO tokens VALUES (?, ?, ?)", (_hash(token), user, role))
     return token
 
 

@@ -40,7 +40,7 @@ from hfseg.hub.local.page_parts import (
 from hfseg.hub.local.page_repo import commit_item, crumbs, head_of, pager, revisions, several
 from hfseg.hub.local.page_session import show_form, sign_in, sign_out, viewer
 from hfseg.hub.local.problems import HubError
-from hfseg.hub.local.store import Repo, list_repos
+from hfseg.hub.local.store import Repo, list_repos, used_bytes
 from hfseg.hub.local.wire import Call, Routes
 
 routes = Routes()
@@ -136,10 +136,25 @@ def tokens(call: Call):
     return show(call, "Tokens", tag(
         "section", tag("h1", "Tokens"),
         tag("p", "The owner's token, which may do everything here, is printed by ", tag("code", "hfseg hub serve"),
-            " and kept in the file ", tag("code", "owner_token"), " of the hub's folder. Tokens of others are made in "
-            "Python:"),
-        tag("pre", tag("code", 'hub = hfseg.LocalHub(root)\nhub.create_token("ada", role="write")')),
+            " and kept in the file ", tag("code", "owner_token"), " of the hub's folder. Others get theirs by:"),
+        tag("pre", tag("code", "hfseg hub token ada --role write --root DIR")),
         tag("p", "Give it to the tools with ", tag("code", "hf auth login"), " or as ", tag("code", "HF_TOKEN"), "."),
+        class_="narrow"))  # fmt: skip
+
+
+@page("/settings/billing")
+def storage(call: Call):
+    """Where clients send somebody whose storage is full."""
+    db, quota = call.hub.store.read(), call.hub.quota_bytes
+    names = sorted({repo.namespace for repo in list_repos(db) if call.identity.owns(repo.namespace)})
+    rows = [(link(name, f"/{quote(name)}"), tag("td", size_text(used_bytes(db, name)), class_="number"))
+            for name in names]
+    limit = f"Each user and organization may hold {size_text(quota)}." if quota else "There is no limit but the disk's."
+    held = table(("owner", "size"), rows, "list") if rows else tag("p", "Nothing of yours is here, or you are not "
+                                                                   "signed in.", class_="box quiet")  # fmt: skip
+    return show(call, "Storage", tag(
+        "section", tag("h1", "Storage"), tag("p", limit, " Files that several commits share count once; to free some, "
+                                             "delete repositories, or ask the hub's owner for more."), held,
         class_="narrow"))  # fmt: skip
 
 

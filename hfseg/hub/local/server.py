@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
+import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import uvicorn
@@ -16,6 +18,7 @@ from hfseg.hub.local.access import create_token
 from hfseg.hub.local.app import Hub, is_loopback
 from hfseg.hub.local.names import check_name
 from hfseg.hub.local.problems import HubError
+from hfseg.hub.local.store import DATABASE
 
 
 class LocalHub:
@@ -64,7 +67,8 @@ class LocalHub:
     def _owner_token(self) -> str:
         file = self._hub.store.root / "owner_token"
         known = file.read_text().strip() if file.is_file() else None
-        token = create_token(self._hub.store, self.user, "owner", known)
+        with self._hub.store.write() as db:
+            token = create_token(db, self.user, "owner", known)
         if token != known:
             with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
                 out.write(token + "\n")
@@ -92,9 +96,8 @@ class LocalHub:
         Raises:
             UserError: For a name or role that does not exist.
         """
-        if role not in ("read", "write"):
-            raise UserError(f"unknown role {role!r}", "read, write")
-        return self._named(create_token, self._hub.store, user, role)
+        with self._hub.store.write() as db:
+            return _token(db, user, role)
 
     def create_org(self, name: str, members: Sequence[str] = ()) -> None:
         """Makes an organization, or adds members to one.
@@ -107,19 +110,13 @@ class LocalHub:
             UserError: For a name that the hub does not accept.
         """
         for each in (name, *members):
-            self._named(check_name, each, "user")
+            with _told():
+                check_name(each, "user")
         with self._hub.store.write() as db:
             db.execute("INSERT OR IGNORE INTO accounts VALUES (?, 1)", (name,))
             for user in members:
                 db.execute("INSERT OR IGNORE INTO accounts VALUES (?, 0)", (user,))
                 db.execute("INSERT OR IGNORE INTO members VALUES (?, ?)", (name, user))
-
-    @staticmethod
-    def _named(function: Callable, *arguments):
-        try:
-            return function(*arguments)
-        except HubError as error:
-            raise UserError(error.message) from None
 
     def environment(self, token: str | None = None) -> dict[str, str]:
         """Returns what a process needs in its environment to use this hub and nothing outside of it.
@@ -194,14 +191,57 @@ def serve(root: str | Path, host: str = "127.0.0.1", port: int = 8787, say: Call
             say("the hub has stopped")
 
 
+def token_for(root: str | Path, user: str, role: str = "write") -> str:
+    """Makes a token of a hub that is there, whether it is being served or not; see `LocalHub.create_token`.
+
+    Args:
+        root: Folder of the hub.
+        user: Whom it stands for.
+        role: `write` or `read`.
+
+    Returns:
+        The token.
+
+    Raises:
+        UserError: When there is no hub, or for a name or role that does not exist.
+
+    Example:
+        >>> import tempfile
+        >>> with LocalHub(tempfile.mkdtemp()) as hub:
+        ...     token_for(hub.root, "ann", "read").startswith("hf_")
+        True
+    """
+    file = Path(root).expanduser() / DATABASE
+    if not file.is_file():
+        raise UserError(f"there is no hub in {root}", "a folder that hfseg hub serve has made", "give its --root")
+    with closing(sqlite3.connect(file, timeout=30)) as db, db:
+        return _token(db, user, role)
+
+
+def _token(db: sqlite3.Connection, user: str, role: str) -> str:
+    if role not in ("read", "write"):
+        raise UserError(f"unknown role {role!r}", "read, write")
+    with _told():
+        return create_token(db, user, role)
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Tells what a browser or client would be told."""
+    try:
+        yield
+    except HubError as error:
+        raise UserError(error.message) from None
+
+
 def _listen(host: str, port: int) -> socket.socket:
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise UserError(f"cannot listen on {host} port {port}: {error.strerror or error}",
+        raise UserError(f"cannot listen on {host} port {port}: {getattr(error, 'strerror', None) or error}",
                         fix="another --port, or 0 for any that is free") from None  # fmt: skip
     listener.listen(128)
     return listener

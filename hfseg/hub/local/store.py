@@ -18,6 +18,7 @@ from pathlib import Path
 from hfseg.errors import UserError
 from hfseg.hub.local.files import Files, sync_files
 
+DATABASE = "hub.sqlite3"
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS accounts (name TEXT PRIMARY KEY COLLATE NOCASE, is_org INTEGER NOT NULL);
@@ -88,7 +89,7 @@ class Store:
         root: The folder; it is made where it is missing.
 
     Raises:
-        UserError: When another process holds the folder.
+        UserError: When another process holds the folder, or it cannot be written.
 
     Example:
         >>> import tempfile
@@ -102,9 +103,13 @@ class Store:
 
     def __init__(self, root: Path):
         self.root = Path(root).expanduser().resolve()
-        self.root.mkdir(parents=True, exist_ok=True)
-        self._held = _hold(self.root)
-        self.files = Files(self.root)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            self._held = _hold(self.root)
+            self.files = Files(self.root)
+        except OSError as error:
+            raise UserError(f"{self.root} can hold no hub: {error.strerror or error}", "a folder that you may write",
+                            "choose another --root") from error
         self._local, self._connections, self._writing = threading.local(), weakref.WeakSet(), threading.RLock()
         self._placed, self._unwanted = [], []
         db = self.read()
@@ -112,14 +117,14 @@ class Store:
         db.executescript(_SCHEMA)
         db.execute("INSERT OR IGNORE INTO meta VALUES ('secret', ?)", (secrets.token_hex(32),))
         self.secret = bytes.fromhex(db.execute("SELECT value FROM meta WHERE key = 'secret'").fetchone()[0])
-        (self.root / "hub.sqlite3").chmod(0o600)
+        (self.root / DATABASE).chmod(0o600)
         self._remove_orphans()
 
     def read(self) -> sqlite3.Connection:
         """Returns this thread's connection, which sees what is committed."""
         held = getattr(self._local, "held", None)
         if held is None:
-            held = self._local.held = _Connection(self.root / "hub.sqlite3")
+            held = self._local.held = _Connection(self.root / DATABASE)
             self._connections.add(held)
         return held.db
 

@@ -8,7 +8,8 @@ A fused class is a module-level subclass of the class that it stands in for:
         reads = ("forward",)                             # what it was written against: methods, "module.path:function"
 
         def why_not(self) -> str | None: ...             # why the plain forward has to run; microseconds
-        def example(self) -> tuple[tuple, dict]: ...     # small random inputs of `forward` for the self-check
+        def example(self) -> tuple[tuple, dict]: ...     # small random inputs of `forward` for the self-check;
+                                                         # `example = None`: computes nothing itself
 
         def forward(self, states):
             if self.why_not():
@@ -79,6 +80,9 @@ REWRITES: dict[str, Rewrite] = {
     f"{_TRANSFORMERS}mask2former.modeling_mask2former:Mask2FormerMaskPredictor": Rewrite(
         f"{_HERE}mask2former:FusedMaskPredictor", {"793438478fdc"}
     ),
+    f"{_TRANSFORMERS}mask2former.modeling_mask2former:Mask2FormerForUniversalSegmentation": Rewrite(
+        f"{_HERE}mask2former:FusedMask2Former", {"8d0311ba4d6d", "4ee095fd387d"}
+    ),
     f"{_TRANSFORMERS}mask2former.modeling_mask2former:Mask2FormerHungarianMatcher": Rewrite(
         f"{_HERE}mask2former:FusedMatcher", {"858e98800c29"}
     ),
@@ -88,11 +92,23 @@ REWRITES: dict[str, Rewrite] = {
     f"{_TRANSFORMERS}oneformer.modeling_oneformer:OneFormerPixelDecoderEncoderMultiscaleDeformableAttention": Rewrite(
         f"{_HERE}oneformer:FusedDeformableAttention", {"29d1b0432668"}
     ),
+    f"{_TRANSFORMERS}oneformer.modeling_oneformer:OneFormerTransformerDecoder": Rewrite(
+        f"{_HERE}oneformer:FusedOneFormerDecoder", {"b0735da09044"}
+    ),
+    f"{_TRANSFORMERS}oneformer.modeling_oneformer:OneFormerTransformerDecoderLayer": Rewrite(
+        f"{_HERE}oneformer:FusedOneFormerDecoderLayer", {"c82d78dc198a"}
+    ),
+    f"{_TRANSFORMERS}oneformer.modeling_oneformer:OneFormerTransformerDecoderQueryTransformerDecoderLayer": Rewrite(
+        f"{_HERE}oneformer:FusedQueryLayer", {"1929429d849c"}
+    ),
     f"{_TRANSFORMERS}oneformer.modeling_oneformer:OneFormerHungarianMatcher": Rewrite(
         f"{_HERE}oneformer:FusedOneFormerMatcher", {"783d8af31101"}
     ),
     f"{_TRANSFORMERS}oneformer.modeling_oneformer:OneFormerLoss": Rewrite(
         f"{_HERE}oneformer:FusedOneFormerLoss", {"f86939a4eebb"}
+    ),
+    f"{_TRANSFORMERS}eomt.modeling_eomt:EomtForUniversalSegmentation": Rewrite(
+        f"{_HERE}eomt:FusedEomt", {"b53fa3b4aa32"}
     ),
     f"{_TRANSFORMERS}eomt.modeling_eomt:EomtHungarianMatcher": Rewrite(
         f"{_HERE}eomt:FusedEomtMatcher", {"858e98800c29"}
@@ -100,11 +116,23 @@ REWRITES: dict[str, Rewrite] = {
     f"{_TRANSFORMERS}eomt.modeling_eomt:EomtLoss": Rewrite(
         f"{_HERE}eomt:FusedEomtLoss", {"d5b8e8baa72a"}
     ),
+    f"{_TRANSFORMERS}eomt_dinov3.modeling_eomt_dinov3:EomtDinov3ForUniversalSegmentation": Rewrite(
+        f"{_HERE}eomt:FusedEomtDinov3", {"637af262fc53"}
+    ),
     f"{_TRANSFORMERS}eomt_dinov3.modeling_eomt_dinov3:EomtDinov3HungarianMatcher": Rewrite(
         f"{_HERE}eomt:FusedEomtDinov3Matcher", {"858e98800c29"}
     ),
     f"{_TRANSFORMERS}eomt_dinov3.modeling_eomt_dinov3:EomtDinov3Loss": Rewrite(
         f"{_HERE}eomt:FusedEomtDinov3Loss", {"d5b8e8baa72a"}
+    ),
+    "segmentation_models_pytorch.decoders.segformer.decoder:SegformerDecoder": Rewrite(
+        f"{_HERE}smp:FusedSegformerDecoder", {"1d67f78c7004"}
+    ),
+    "segmentation_models_pytorch.decoders.upernet.decoder:UPerNetDecoder": Rewrite(
+        f"{_HERE}smp:FusedUPerNetDecoder", {"aa3165ac544b"}
+    ),
+    "hfseg.models.networks.hrnet:HRNetHead": Rewrite(
+        f"{_HERE}hrnet:FusedHRNetHead", {"f0658dfff7ab"}
     ),
     f"{_TRANSFORMERS}swin.modeling_swin:SwinMLP": Rewrite(
         f"{_HERE}swin:FusedSwinMLP", {"13885f42f2bb"}
@@ -244,12 +272,13 @@ def _swap(module: nn.Module, key: str, check: bool) -> str | None:
         return "its forward was replaced"
     fused = _find(REWRITES[key].fused)
     if digest(original, fused) not in REWRITES[key].sources:
-        return f"unknown version of {name} (transformers {version('transformers')})"
+        library = key.partition(".")[0]
+        return f"unknown version of {name} ({library} {version(library)})"
     module.__class__ = fused
     reason = None
     try:
         reason = module.why_not()
-        if reason is None and check and not any(p.is_meta for p in module.parameters()):
+        if reason is None and check and fused.example and not any(p.is_meta for p in module.parameters()):
             reason = difference(module, original, fused)
     except Exception as error:  # whatever fails here would fail in every forward: the plain class stays, and it is said
         reason = f"the check failed: {type(error).__name__}: {error}"

@@ -1,18 +1,29 @@
-"""Mask2Former: deformable attention without its samples, a sparser gradient of the masks, a loss without repetitions.
+"""Mask2Former: deformable attention without its samples, a sparser gradient of the masks, a loss without repetitions,
+and no masks of inner layers where nobody asks for them.
 
-Swin-T at 512x512: most of the source's time beside the matrix products is in these four places.
+Swin-T at 512x512: most of the source's time beside the matrix products is in these places.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.models.mask2former import modeling_mask2former as source
 
 from hfseg.models.fusing import mask_loss
 from hfseg.models.fusing.deformable import NOTE, PARTS, attend, attention_example
-from hfseg.models.fusing.framework import stand_in, why_not_plain
+from hfseg.models.fusing.framework import ordinary, stand_in, why_not_plain
+from hfseg.models.fusing.masked_attention import (
+    OUTPUT,
+    UNSEEN_NOTE,
+    attention_mask,
+    cross_attention,
+    in_residuals,
+    mask_logits,
+    small_masks,
+    unseen_masks,
+    why_not_attention,
+)
 
 
 @stand_in
@@ -57,9 +68,9 @@ class FusedDecoderLayer(source.Mask2FormerMaskedAttentionDecoderLayer):
     reads = ("forward", "forward_post", "forward_pre", "with_pos_embed")
 
     def why_not(self) -> str | None:
-        reason = why_not_plain(self, {"cross_attn": nn.MultiheadAttention, "cross_attn.out_proj": _OUTPUT})
-        if reason is None and (self.cross_attn.in_proj_weight is None or self.cross_attn.in_proj_bias is None):
-            reason = "cross_attn has separate projections or no bias"
+        reason = why_not_plain(self, {"cross_attn": nn.MultiheadAttention, "cross_attn.out_proj": OUTPUT})
+        if reason is None and (found := why_not_attention(self.cross_attn)):
+            reason = f"cross_attn {found}"
         return reason
 
     def example(self) -> tuple[tuple, dict]:
@@ -92,7 +103,7 @@ class FusedDecoderLayer(source.Mask2FormerMaskedAttentionDecoderLayer):
             pixels = encoder_hidden_states[level_index]
             keys = self.with_pos_embed(pixels, position_embeddings[level_index])
             queries = self.with_pos_embed(states, query_position_embeddings)
-            return _cross_attention(self.cross_attn, queries, keys, pixels, encoder_attention_mask)
+            return cross_attention(self.cross_attn, queries, keys, pixels, encoder_attention_mask)
 
         def exchange(states: Tensor) -> Tensor:
             return self.self_attn(hidden_states=states, position_embeddings=query_position_embeddings)[0]
@@ -101,30 +112,8 @@ class FusedDecoderLayer(source.Mask2FormerMaskedAttentionDecoderLayer):
             return self.fc2(self.activation_fn(self.fc1(states)))
 
         norms = (self.cross_attn_layer_norm, self.self_attn_layer_norm, self.final_layer_norm)
-        for part, norm in zip((look, exchange, think), norms, strict=True):
-            if self.pre_norm:
-                hidden_states = hidden_states + part(norm(hidden_states))
-            else:
-                hidden_states = norm(hidden_states + part(hidden_states))
-        return (hidden_states,)
-
-
-_OUTPUT = nn.modules.linear.NonDynamicallyQuantizableLinear  # what MultiheadAttention projects its output with
-
-
-def _cross_attention(
-    layer: nn.MultiheadAttention, queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor
-) -> Tensor:
-    """(queries, batch, channels) from sequences first; the mask is (batch * heads, queries, keys), True = not there."""
-    batch, heads = queries.shape[1], layer.num_heads
-    parts = zip((queries, keys, values), layer.in_proj_weight.chunk(3), layer.in_proj_bias.chunk(3), strict=True)
-    split = [F.linear(*part).unflatten(-1, (heads, -1)).permute(1, 2, 0, 3) for part in parts]
-    mask = mask.unflatten(0, (batch, heads))
-    # On the CPU to compare is cheap, and a mask is kept for the pass back as numbers.
-    if mask.device.type == "cpu" and torch.equal(mask, mask[:, :1].expand_as(mask)):
-        mask = mask[:, :1]
-    states = F.scaled_dot_product_attention(*split, attn_mask=~mask)
-    return layer.out_proj(states.permute(2, 0, 1, 3).flatten(2))
+        parts = list(zip((look, exchange, think), norms, strict=True))
+        return (in_residuals(hidden_states, parts, self.pre_norm),)
 
 
 @stand_in
@@ -146,8 +135,56 @@ class FusedMaskPredictor(source.Mask2FormerMaskPredictor):
     def forward(
         self, outputs: Tensor, pixel_embeddings: Tensor, attention_mask_target_size: tuple[int, int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        masks = mask_loss.mask_logits(self.mask_embedder(outputs.transpose(0, 1)), pixel_embeddings)
-        return masks, mask_loss.attention_mask(masks, attention_mask_target_size, self.num_heads)
+        embeddings = self.mask_embedder(outputs.transpose(0, 1))
+        small = small_masks(embeddings, pixel_embeddings, attention_mask_target_size)
+        masks = mask_logits(embeddings, pixel_embeddings) if small is None else small
+        return masks, attention_mask(masks, attention_mask_target_size, self.num_heads)
+
+
+@stand_in
+class FusedMask2Former(source.Mask2FormerForUniversalSegmentation):
+    """Says to its mask predictor when only the last masks are asked for: in inference without auxiliary logits."""
+
+    note = UNSEEN_NOTE
+    reads = (
+        "forward", "get_auxiliary_logits", f"{source.__name__}:Mask2FormerModel.forward",
+        f"{source.__name__}:Mask2FormerTransformerModule.forward",
+        f"{source.__name__}:Mask2FormerMaskedAttentionDecoder.forward",
+    )  # fmt: skip
+    example = None  # computes nothing itself
+
+    def why_not(self) -> str | None:
+        return why_not_plain(self, _AROUND_MASKS)
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        pixel_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_auxiliary_logits: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> source.Mask2FormerForUniversalSegmentationOutput:
+        auxiliary = self.config.output_auxiliary_logits if output_auxiliary_logits is None else output_auxiliary_logits
+        asked = auxiliary or self.training or (mask_labels is not None and class_labels is not None)
+        seen = asked or not ordinary(pixel_values) or self.why_not()
+        with unseen_masks(0 if seen else len(self.model.transformer_module.decoder.layers)):
+            return super().forward(
+                pixel_values, mask_labels, class_labels, pixel_mask, output_hidden_states, output_auxiliary_logits,
+                output_attentions, return_dict, **kwargs,
+            )  # fmt: skip
+
+
+# Whoever watches one of these may see the masks.
+_AROUND_MASKS = {
+    "model": source.Mask2FormerModel,
+    "model.transformer_module": source.Mask2FormerTransformerModule,
+    "model.transformer_module.decoder": source.Mask2FormerMaskedAttentionDecoder,
+    "model.transformer_module.decoder.mask_predictor": (source.Mask2FormerMaskPredictor, FusedMaskPredictor),
+}
 
 
 @stand_in

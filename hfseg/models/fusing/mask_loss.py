@@ -1,8 +1,7 @@
 """The loss of Mask2Former, OneFormer and EoMT with less work: same random points, same matching, same gradient.
 
 What the source repeats is done once: the points that all masks of an image share, the transcendental functions of the
-matching costs, the padding of targets. And what is zero is left out: the gradient of masks that no target was matched
-to, which is nine tenths of it where an image has ten objects for a hundred queries.
+matching costs, the padding of targets.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-
-from hfseg.models.fusing.framework import ordinary
 
 MATCHER_NOTE = "points are located once an image, costs come from one matrix product"
 LOSS_NOTE = "matched masks and targets are sampled without a padded copy of all, uncertain points without sorting"
@@ -25,64 +21,6 @@ LOSS_METHODS = (
 )  # fmt: skip
 LOSS_FUNCTIONS = ("sample_point", "sigmoid_cross_entropy_loss", "dice_loss")
 COST_FUNCTIONS = ("sample_point", "pair_wise_sigmoid_cross_entropy_loss", "pair_wise_dice_loss")
-
-
-def mask_logits(embeddings: Tensor, pixels: Tensor) -> Tensor:
-    """Multiplies mask embeddings by pixel embeddings; the pass back leaves out masks whose gradient is zero.
-
-    Args:
-        embeddings: (batch, queries, channels).
-        pixels: (batch, channels, height, width).
-
-    Returns:
-        (batch, queries, height, width).
-
-    Example:
-        >>> mask_logits(torch.ones(1, 2, 3), torch.ones(1, 3, 4, 5)).shape
-        torch.Size([1, 2, 4, 5])
-    """
-    full = embeddings.dtype == pixels.dtype and embeddings.dtype in (torch.float32, torch.float64)
-    plain = not full or not ordinary(embeddings, pixels) or torch.is_autocast_enabled("cpu")
-    # Elsewhere than on the CPU, to look for zeros would wait for the device.
-    if pixels.device.type != "cpu" or plain:
-        return torch.einsum("bqc,bchw->bqhw", embeddings, pixels)
-    return _SparseProduct.apply(embeddings, pixels.flatten(2)).unflatten(2, pixels.shape[2:])
-
-
-class _SparseProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, embeddings: Tensor, pixels: Tensor) -> Tensor:
-        ctx.save_for_backward(embeddings, pixels)
-        return torch.bmm(embeddings, pixels)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        embeddings, pixels = ctx.saved_tensors
-        to_embeddings = torch.zeros_like(embeddings)
-        to_pixels = torch.empty_like(pixels)
-        for image, used in enumerate((gradient != 0).any(-1)):
-            [rows] = used.nonzero(as_tuple=True)
-            part = gradient[image, rows]
-            to_embeddings[image, rows] = part @ pixels[image].T
-            torch.mm(embeddings[image, rows].T, part, out=to_pixels[image])
-        return to_embeddings, to_pixels
-
-
-def attention_mask(masks: Tensor, size: Sequence[int], heads: int) -> Tensor:
-    """Says where each query may not look, from its mask: the source's values, bit by bit.
-
-    Args:
-        masks: (batch, queries, height, width) logits.
-        size: (height, width) of the features that are attended to.
-        heads: How often it is repeated.
-
-    Returns:
-        (batch * heads, queries, pixels), True where not to look.
-    """
-    resized = F.interpolate(masks.detach(), size=size, mode="bilinear", align_corners=False)
-    outside = resized.sigmoid().flatten(2) < 0.5
-    return outside[:, None].expand(-1, heads, -1, -1).flatten(0, 1)
 
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:

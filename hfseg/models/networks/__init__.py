@@ -7,17 +7,21 @@ from dataclasses import dataclass, field
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    AutoModelForInstanceSegmentation,
     AutoModelForSemanticSegmentation,
     SegformerImageProcessor,
     SegformerImageProcessorPil,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 
+from hfseg.models.networks.detector import Detector
 from hfseg.models.networks.framework import NetworkConfig, SegmentationNetwork
 from hfseg.models.networks.hrnet import HRNetConfig, HRNetForSemanticSegmentation
+from hfseg.models.networks.mask_rcnn import MaskRcnnConfig, MaskRcnnForInstanceSegmentation
 from hfseg.models.networks.segnet import SegNetConfig, SegNetForSemanticSegmentation
 from hfseg.models.networks.smp import DECODERS, SmpConfig, SmpForSemanticSegmentation
 from hfseg.models.networks.torchvision import TorchvisionConfig, TorchvisionForSemanticSegmentation
+from hfseg.models.networks.yolact import YolactConfig, YolactForInstanceSegmentation
 
 PREFIX = "hfseg/"
 MODELS: dict[type[NetworkConfig], type[SegmentationNetwork]] = {
@@ -25,6 +29,8 @@ MODELS: dict[type[NetworkConfig], type[SegmentationNetwork]] = {
     TorchvisionConfig: TorchvisionForSemanticSegmentation,
     SegNetConfig: SegNetForSemanticSegmentation,
     HRNetConfig: HRNetForSemanticSegmentation,
+    MaskRcnnConfig: MaskRcnnForInstanceSegmentation,
+    YolactConfig: YolactForInstanceSegmentation,
 }
 
 
@@ -51,6 +57,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "lraspp": Architecture(TorchvisionConfig, "mobilenet_v3_large", {"architecture": "lraspp"}),
     "segnet": Architecture(SegNetConfig, "vgg16_bn"),
     "hrnet": Architecture(HRNetConfig, "hrnet_w18"),
+    "mask-rcnn": Architecture(MaskRcnnConfig, "resnet50"),
+    "yolact": Architecture(YolactConfig, "resnet50"),
 }
 
 
@@ -74,8 +82,11 @@ def register() -> None:
     """Makes transformers' Auto classes and pipelines know hfseg's own networks; any number of times."""
     for config, model in MODELS.items():
         AutoConfig.register(config.model_type, config, exist_ok=True)
-        AutoModelForSemanticSegmentation.register(config, model, exist_ok=True)
+        detects = issubclass(model, Detector)
+        kind = AutoModelForInstanceSegmentation if detects else AutoModelForSemanticSegmentation
+        kind.register(config, model, exist_ok=True)
         AutoImageProcessor.register(config, exist_ok=True, image_processor_classes={
             "torchvision": SegformerImageProcessor, "pil": SegformerImageProcessorPil})
         # Pipelines look the class up here, and complain of others.
-        MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(config.model_type, model.__name__)
+        if not detects:
+            MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault(config.model_type, model.__name__)

@@ -129,10 +129,34 @@ def build(config: SmpConfig) -> nn.Module:
 
     one_of(config.architecture, DECODERS, "architecture")
     options = {**(config.options or {}), **encoder_options(config)}
-    return getattr(smp, DECODERS[config.architecture])(
+    network = getattr(smp, DECODERS[config.architecture])(
         encoder_name=encoder_name(config.backbone), encoder_weights=None, in_channels=config.num_channels,
         classes=config.num_labels, **options,
     )  # fmt: skip
+    if config.architecture == "dpt":
+        for level, (block, stride) in enumerate(zip(network.decoder.reassemble_blocks, network.encoder.output_strides)):
+            if stride != nearest_power(stride):  # the library rounds each level's factor, and no two maps fit then
+                project = block.project_to_out_channel
+                network.decoder.reassemble_blocks[level] = type(block)(
+                    project.in_channels, project.out_channels, block.project_to_feature_dim.out_channels,
+                    nearest_power(stride) / 2 ** (level + 2))  # fmt: skip
+    return network
+
+
+def nearest_power(patch: int) -> int:
+    """Returns the power of two that the side of a patch counts as in the decoder of DPT.
+
+    Args:
+        patch: Pixels.
+
+    Returns:
+        16 for the 14 of DINOv2.
+
+    Example:
+        >>> nearest_power(14), nearest_power(16), nearest_power(8)
+        (16, 16, 8)
+    """
+    return 2 ** round(math.log2(patch))
 
 
 def encoder_name(backbone: str) -> str:
@@ -191,7 +215,8 @@ def multiple_of(config: SmpConfig, encoder: nn.Module) -> int:
         Pixels.
     """
     if config.architecture == "dpt":  # its coarsest map has half as many cells as there are patches of 16 pixels
-        return math.lcm(encoder.output_stride, 2 ** (len(encoder.out_channels) + 1))
+        coarsest = 2 ** (len(encoder.out_channels) + 1)
+        return encoder.output_stride * max(1, coarsest // nearest_power(encoder.output_stride))
     if encoder_name(config.backbone).startswith(_PARTITIONED):
         return encoder.model.pretrained_cfg["input_size"][-1]
     return encoder.output_stride

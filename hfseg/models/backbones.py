@@ -1,0 +1,94 @@
+"""Backbones of transformers by name, for its networks that take any, through its backbone API."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING_NAMES
+
+from hfseg.errors import UserError
+from hfseg.models.networks.framework import IMAGENET_MEAN, IMAGENET_STD, Pretraining
+
+HOSTS = ("upernet",)  # model types whose configuration holds any `backbone_config`
+MAPS = 4  # of features that their heads read
+
+
+def is_backbone_type(name: str) -> bool:
+    """Returns whether a name stands for a kind of backbone, without weights.
+
+    Args:
+        name: What the user gave.
+
+    Example:
+        >>> is_backbone_type("dinov2"), is_backbone_type("facebook/dinov2-small")
+        (True, False)
+    """
+    return name in MODEL_FOR_BACKBONE_MAPPING_NAMES and name in CONFIG_MAPPING
+
+
+def backbone_config(name: str, hub: dict) -> PreTrainedConfig:
+    """Returns the configuration of a backbone that gives four maps: its stages, or evenly spaced layers.
+
+    Args:
+        name: A model type such as `swin`, or the hub id or folder of any checkpoint of one.
+        hub: Revision, token and trust.
+
+    Returns:
+        It, for `backbone_config` of a network.
+
+    Raises:
+        UserError: When transformers has no backbone of this type.
+        OSError: When nothing is found under the name.
+
+    Example:
+        >>> config = backbone_config("dinov2", {})
+        >>> config.out_features
+        ['stage3', 'stage6', 'stage9', 'stage12']
+    """
+    if is_backbone_type(name):
+        fields = CONFIG_MAPPING[name]().to_json_string(use_diff=False)  # some backbones cannot do with their own tuples
+        config = CONFIG_MAPPING[name].from_dict(json.loads(fields))
+    else:
+        config = AutoConfig.from_pretrained(name, **hub)
+        if config.model_type not in MODEL_FOR_BACKBONE_MAPPING_NAMES:
+            raise UserError(f"{name} is a {config.model_type}, and transformers has no backbone of this type",
+                            ", ".join(MODEL_FOR_BACKBONE_MAPPING_NAMES))
+    stages = [stage for stage in config.stage_names if stage != "stem"]
+    config.out_features = [stages[len(stages) * (level + 1) // MAPS - 1] for level in range(MAPS)][-len(stages):]
+    return config
+
+
+def pretrain_backbone(model: nn.Module, name: str, hub: dict) -> Pretraining:
+    """Gives the backbone of a network the weights of a checkpoint.
+
+    Args:
+        model: The network, with three bands.
+        name: Hub id or folder.
+        hub: Revision, token and trust.
+
+    Returns:
+        Where they came from, and how images were normalised for them.
+
+    Raises:
+        UserError: When they leave more than norms to chance.
+        OSError: When they cannot be had.
+    """
+    # AutoBackbone asks the hub for folders, too.
+    origin, info = type(model.backbone).from_pretrained(name, config=model.config.backbone_config, dtype=torch.float32,
+                                                        output_loading_info=True, use_safetensors=True, **hub)
+    # The norms of the maps are not part of classifiers.
+    missing = sorted(key for key in info["missing_keys"] if "norm" not in key)
+    if missing:
+        raise UserError(f"{name} lacks {len(missing)} weights of the backbone, such as {missing[0]}",
+                        "a checkpoint that save_pretrained wrote whole")
+    model.backbone.load_state_dict(origin.state_dict())
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, **hub)
+        mean, std = processor.image_mean, processor.image_std
+    except (OSError, ValueError, AttributeError):  # many repositories of backbones hold none
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    return Pretraining(name, tuple(mean), tuple(std))
