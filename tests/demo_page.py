@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -40,12 +41,11 @@ def serve() -> SimpleNamespace:
     folder = Path(tempfile.mkdtemp(prefix="hfseg-test-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ |= {"GRADIO_TEMP_DIR": str(folder / "cache"), "GRADIO_ANALYTICS_ENABLED": "False"}
-    from hfseg.demo import build_demo, launch_settings
+    from hfseg.demo import start
 
     models = [MODEL, _other_model(folder / "other-model"), _many_classes(folder / "many-classes"),
               tiny("sam2", folder / "tiny-sam2")]  # fmt: skip
-    page = build_demo(models)
-    _, url, _ = page.launch(**launch_settings(), prevent_thread_lock=True, quiet=True)
+    page, url = start(models, server_port=0)
     atexit.register(page.close)
     shown = ["/".join(Path(name).parts[-2:]) for name in models]
     return SimpleNamespace(url=url, models=models, shown=shown, cache=folder / "cache", page=page)
@@ -107,6 +107,20 @@ def page_fixture(browser, demo, request) -> Iterator:
     hacked = tab.evaluate("window.hacked")
     tab.close()
     assert not outside and not errors and hacked is None
+
+
+def write_video(file: Path, frames: int, size: tuple[int, int] = (101, 75)) -> Path:
+    """Writes a video in which every frame is of one grey."""
+    import av
+
+    with av.open(str(file), "w") as out:
+        stream = out.add_stream("libvpx-vp9" if file.suffix == ".webm" else "mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = size[0] // 2 * 2, size[1] // 2 * 2, "yuv420p"
+        for number in range(frames):
+            picture = np.full((stream.height, stream.width, 3), 20 * (number % 10), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        out.mux(stream.encode())
+    return file
 
 
 def _other_model(folder: Path) -> str:

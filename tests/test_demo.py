@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 import hfseg
 from hfseg.errors import UserError
 
-from demo_page import HOSTILE, MODEL, demo_fixture, photo_fixture, serve  # isort: skip  # noqa: F401
+from demo_page import HOSTILE, MODEL, demo_fixture, photo_fixture, write_video  # isort: skip  # noqa: F401
 
 gr = pytest.importorskip("gradio")
 
@@ -101,7 +101,8 @@ def test_a_smaller_view_of_the_image_gives_a_map_of_its_own_size(handlers, tmp_p
     Image.fromarray(image).save(tmp_path / "wide.png")
     shown = handlers.segment(str(tmp_path / "wide.png"), MODEL, longest_side="512")
     small = np.asarray(Image.fromarray(image).resize((512, 219), Image.Resampling.BOX))
-    expected = Image.fromarray(segmenter(small).semantic_map.astype(np.uint8)).resize((700, 300), Image.Resampling.NEAREST)
+    small_map = Image.fromarray(segmenter(small).semantic_map.astype(np.uint8))
+    expected = small_map.resize((700, 300), Image.Resampling.NEAREST)
     np.testing.assert_array_equal(ids_of(shown["maps"][0]), np.asarray(expected))
     assert shown["notes"] == ["The network saw 512 x 219 pixels."]
 
@@ -132,26 +133,12 @@ def test_segments_travel_with_their_scores(tmp_path):
 # -- videos -----------------------------------------------------------------------------------------------
 
 
-def write_video(file: Path, frames: int, size: tuple[int, int] = (101, 75)) -> Path:
-    import av
-
-    with av.open(str(file), "w") as out:
-        stream = out.add_stream("libvpx-vp9" if file.suffix == ".webm" else "mpeg4", rate=10)
-        stream.width, stream.height, stream.pix_fmt = size[0] // 2 * 2, size[1] // 2 * 2, "yuv420p"
-        for number in range(frames):
-            picture = np.full((stream.height, stream.width, 3), 20 * (number % 10), np.uint8)
-            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
-        out.mux(stream.encode())
-    return file
-
-
 def test_a_video_comes_back_side_by_side(client, tmp_path):
     import av
     from gradio_client import handle_file
 
     video = write_video(tmp_path / "clip.mp4", 7)
-    shown, facts = client.predict({"video": handle_file(video)} if False else handle_file(video), MODEL, 2,
-                                  api_name="/video")  # fmt: skip
+    shown, facts = client.predict(handle_file(video), MODEL, 2, api_name="/video")
     shown = shown["video"] if isinstance(shown, dict) else shown
     with av.open(shown) as file:
         track = file.streams.video[0]
@@ -170,7 +157,8 @@ def test_the_cap_on_frames_is_kept_and_told(tmp_path, monkeypatch, segmenter):
     assert facts["frames"] == 3 and facts["cut"] and seen == [(1, 3), (2, 3), (3, 3)]
 
 
-@pytest.mark.parametrize("content", [b"", b"hello", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", b"\x00\x00\x00\x18ftypmp42"])
+@pytest.mark.parametrize("content", [b"", b"hello", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n",
+                                     b"\x00\x00\x00\x18ftypmp42"])  # fmt: skip
 def test_what_is_no_video_is_refused(content, tmp_path, handlers):
     (tmp_path / "x.mp4").write_bytes(content)
     with pytest.raises(gr.Error) as told:
@@ -287,14 +275,14 @@ def test_every_kind_of_picture_is_read_as_the_segmenter_reads_it(tmp_path, photo
         np.testing.assert_array_equal(ids_of(shown["maps"][0]), expected.semantic_map, err_msg=name)
         source = Image.open(shown["source"]["path"])
         assert source.size == expected.semantic_map.shape[::-1] == (shown["width"], shown["height"]), name
-        assert np.abs(np.asarray(source).astype(float) - expected.image).mean() < 12, name
+        assert np.abs(np.asarray(source).astype(float) - expected.image).mean() < 25, name
     sideways = Image.open(tmp_path / "rotated.jpg")
     assert handlers.segment(str(tmp_path / "rotated.jpg"), MODEL)["width"] == ImageOps.exif_transpose(sideways).width
 
 
 BAD = [({"model": "nobody/nothing"}, "no model"), ({"model": 7}, "no model"), ({"compare_with": "../x"}, "no model"),
-       ({"tiles": "1"}, "tiles"), ({"views": ["3.5"]}, "view"), ({"views": [["x"]]}, "view"),
-       ({"longest_side": 9}, "longest side")]  # fmt: skip
+       ({"tiles": "1"}, "Tiles"), ({"views": ["3.5"]}, "View"), ({"views": [["x"]]}, "View"),
+       ({"longest_side": 9}, "Longest side")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changed", "said"), BAD)
@@ -318,7 +306,7 @@ def test_exports_of_maps_that_are_none_are_refused(handlers, tmp_path, photo):
     good = {"classes": [{"id": 0, "name": HOSTILE}], "name": "../../etc/x"}
     Image.new("L", (4, 3)).save(tmp_path / "map.png")
     file = Path(handlers.export(str(tmp_path / "map.png"), "geojson", None, good))
-    assert file.name == "x.geojson".replace("x", "x_geojson").replace("_geojson.geojson", "_geojson") or file.exists()
+    assert file.name == "x_geojson" or file.is_file()
     for semantic_map, kind, source in ((str(photo), "coco", None), ("nothing", "coco", None), (None, "coco", None),
                                        (str(tmp_path / "map.png"), "exe", None),
                                        (str(tmp_path / "map.png"), "overlay", None),

@@ -16,8 +16,11 @@ import hfseg
 from hfseg.ops import rle
 
 from demo_page import (  # isort: skip  # noqa: F401
-    HOSTILE, MODEL, browser_fixture, demo_fixture, page_fixture, photo_fixture,
+    HOSTILE, MODEL, browser_fixture, demo_fixture, page_fixture, photo_fixture, write_video,
 )  # fmt: skip
+
+pytest.importorskip("gradio")
+from hfseg.demo.encoding import message
 
 VIEWER = "window.hfsegViewer"
 
@@ -388,3 +391,51 @@ def test_clicks_and_boxes_become_masks_of_a_class(page, demo, photo):
     np.testing.assert_array_equal(ids(page), np.where(mask, 7, before))
     page.click("[data-act=undo]")
     np.testing.assert_array_equal(ids(page), before)
+
+
+def test_segments_are_selected_by_a_click(page, photo):
+    """A result with objects, as models of instances give it, handed to the viewer as the server does."""
+    segment_map = np.zeros((141, 203), np.int64)
+    segment_map[20:60, 30:90], segment_map[70:120, 100:160] = 3, 70000
+    result = hfseg.Segmentation(np.where(segment_map > 0, 1, 0), {0: "floor", 1: "cat"}, [(9, 9, 9), (200, 30, 30)],
+                                image=np.asarray(Image.open(photo)), segment_map=segment_map,
+                                segments=[{"id": 3, "label_id": 1, "score": 0.875},
+                                          {"id": 70000, "label_id": 1, "score": 0.5}])  # fmt: skip
+    send(page, photo)  # its files are served, and have addresses of the same form
+    address = page.evaluate(f"{VIEWER}.message.source.url")
+    sent = message({"cats": result}, result.image, str(photo), {"forward": 0.01})
+    for one in (sent["source"], sent["maps"][0]["ids"], sent["maps"][0]["segments"]):
+        one["url"] = address.partition("file=")[0] + "file=" + one["path"]
+    page.evaluate(f"sent => {VIEWER}.take(sent)", json.loads(json.dumps(sent)))
+    wait_painted(page, page.get_attribute(".hv", "data-painted"))
+    plain = canvas(page)
+    drag(page, (50, 40), (50, 40))
+    assert page.get_attribute(".hv", "data-segment") == "3" and (canvas(page) != plain).any()
+    told = page.inner_text(".hv-segment")
+    assert "cat #3" in told and "0.875" in told and "2,400 px" in told and "60 × 40 at 30, 20" in told
+    page.hover(".hv-stage", position={"x": 5, "y": 5})
+    page.focus(".hv-stage")
+    page.keyboard.press("Escape")
+    assert not page.is_visible(".hv-segment")
+    file, _ = download(page, "coco")
+    found = json.loads(file.read_text())["annotations"]
+    assert [(one["area"], one["bbox"], one["score"]) for one in found] == \
+        [(2400, [30, 20, 60, 40], 0.875), (3000, [100, 70, 60, 50], 0.5)]
+
+
+def test_a_video_plays_with_its_classes_beside_it(page, tmp_path):
+    page.get_by_role("tab", name="Video").click()
+    page.set_input_files("#video-input input[type=file]", str(write_video(tmp_path / "clip.mp4", 3)))
+    page.wait_for_selector("#video-input video")
+    page.click("#video-segment")
+    page.wait_for_function("document.querySelector('#video-result video')?.readyState >= 2")
+    assert page.eval_on_selector("#video-result video", "one => [one.videoWidth, one.videoHeight]") == [200, 74]
+    assert page.input_value("#video-facts :is(textarea, input)").startswith("3 frames")
+
+
+def test_the_webcam_is_segmented(page):
+    page.get_by_role("tab", name="Webcam").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#webcam-input .capture-button").click()
+    page.wait_for_selector("#webcam-result img")
+    assert page.eval_on_selector("#webcam-result img", "one => one.decode().then(() => one.naturalWidth)") == 480
