@@ -172,7 +172,11 @@ def _train(recipe: Recipe, run: RunDirectory, data: SegmentationData | None, ver
         say(str(report))
     family = family_of(model.config)
     from_scratch = len(model.load_report.new) == len(model.state_dict())
-    base = base_facts(recipe.model.name, recipe.model.revision) if main and not from_scratch else {}
+    base = {}
+    if main and (started := model.load_report.backbone_weights):
+        base = {"backbone_weights": started}
+    elif main and not from_scratch:
+        base = base_facts(recipe.model.name, recipe.model.revision)
     plan = plan_transfer(
         model, family, recipe.transfer.strategy, config.learning_rate,
         1.0 if from_scratch else recipe.transfer.head_learning_rate_factor, config.weight_decay,

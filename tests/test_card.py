@@ -259,8 +259,10 @@ def test_usage_of_bands_and_of_a_repository(run, monkeypatch):
 
 
 def test_a_network_of_hfsegs_own_is_not_promised_to_transformers():
-    text, _ = card_text(facts_of(["a", "b"], config={"model_type": "hfseg_smp"}))
-    assert len(blocks(text)) == 1 and "needs hfseg" in text
+    text, _ = card_text(facts_of(["a", "b"], config={"model_type": "hfseg_yolact", "backbone": "resnet50"}))
+    assert len(blocks(text)) == 1 and "YOLACT (backbone `resnet50`) is not one of transformers' own" in text
+    text, _ = card_text(facts_of(["a", "b"], config={"model_type": "hfseg_smp", "architecture": "unet"}))
+    assert "A U-Net model" in text and "import hfseg.auto" in blocks(text)[1] and "transformers alone" not in text
 
 
 @pytest.mark.parametrize("card", sorted(CARDS.glob("*/README.md")), ids=lambda card: card.parent.name)

@@ -32,7 +32,8 @@ from transformers.models.segformer.modeling_segformer import SegformerDecodeHead
 from hfseg.errors import UserError
 from hfseg.models import fusing
 from hfseg.models.fusing import fuse, is_fused, swin, unfuse
-from hfseg.models.fusing.pyramid import convolve_upsampled
+from hfseg.models.fusing.pyramid import convolve_upsampled, project_upsampled
+from hfseg.models.networks import HRNetConfig, SmpConfig, register
 
 VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 32,
        "patch_size": 8, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}  # fmt: skip
@@ -46,8 +47,18 @@ CONFIGS = {
     ),
     "beit": BeitConfig(**VIT, out_indices=[1, 2, 3, 4], auxiliary_channels=8, drop_path_rate=0.0),
     "data2vec-vision": Data2VecVisionConfig(**VIT, out_indices=[1, 2, 3, 4], auxiliary_channels=8, drop_path_rate=0.0),
+    # Five maps, the first larger than the result; four, behind one without channels.
+    "hfseg/segformer": SmpConfig(architecture="segformer", backbone="tu-test_resnet",
+                                 options={"decoder_segmentation_channels": 12}),
+    "hfseg/segformer, four": SmpConfig(architecture="segformer", backbone="tu-test_convnext",
+                                       options={"decoder_segmentation_channels": 12}),
+    "hfseg/upernet": SmpConfig(architecture="upernet", backbone="tu-test_convnext", options={"decoder_channels": 12}),
+    "hfseg/hrnet": HRNetConfig(backbone="hrnet_w18_small"),
 }  # fmt: skip
-HEADS = {"segformer": "decode_head", "upernet": "decode_head", "beit": "decode_head", "data2vec-vision": "decode_head"}
+HEADS = {"segformer": "decode_head", "upernet": "decode_head", "beit": "decode_head", "data2vec-vision": "decode_head",
+         "hfseg/segformer": "decoder", "hfseg/segformer, four": "decoder", "hfseg/upernet": "decoder",
+         "hfseg/hrnet": "head"}  # fmt: skip
+register()
 
 
 def build(family: str = "segformer", dtype: torch.dtype = torch.float32, **changes) -> nn.Module:
@@ -168,6 +179,18 @@ def test_convolution_of_upsampled_maps_of_any_sizes(data):
     assert_close(convolve_upsampled(levels, weight), wanted, 1e-12)
 
 
+@settings(max_examples=25)
+@given(st.data())
+def test_projection_of_maps_that_are_larger_and_smaller_than_the_result(data):
+    sides = st.tuples(st.integers(1, 9), st.integers(1, 9))
+    size, sizes = data.draw(sides), data.draw(st.lists(sides, min_size=1, max_size=4))
+    levels = [torch.randn(2, number + 1, *one).double() for number, one in enumerate(sizes)]
+    weights, bias = [torch.randn(3, level.shape[1]).double() for level in levels], torch.randn(3).double()
+    stacked = [F.interpolate(x, size=size, mode="bilinear", align_corners=False) for x in levels]
+    wanted = F.conv2d(torch.cat(stacked, 1), torch.cat(weights, 1)[:, :, None, None], bias)
+    assert_close(project_upsampled(levels, weights, bias, size), wanted, 1e-12)
+
+
 def test_convolution_of_upsampled_maps_passes_gradcheck():
     levels = [torch.randn(1, 2, *size, dtype=torch.float64, requires_grad=True) for size in ((5, 4), (3, 2), (1, 1))]
     weight = torch.randn(2, 6, 3, 3, dtype=torch.float64, requires_grad=True)
@@ -237,6 +260,7 @@ def test_autocast(family):
 @pytest.mark.parametrize("family", CONFIGS)
 def test_state_and_files_do_not_change_and_unfuse_takes_everything_back(family, tmp_path):
     model = build(family)
+    wanted = logits(copy.deepcopy(model), pixels())
     before = copy.deepcopy(model.state_dict())
     types = [type(module) for module in model.modules()]
     flags = {name: module.training for name, module in model.named_modules()}
@@ -261,7 +285,7 @@ def test_state_and_files_do_not_change_and_unfuse_takes_everything_back(family, 
 
     assert unfuse(model) is model
     assert [type(module) for module in model.modules()] == types and not hasattr(model, "fuse_report")
-    assert torch.equal(logits(model, pixels()), logits(again, pixels()))
+    assert torch.equal(logits(model, pixels()), wanted)
 
 
 def test_a_whole_model_that_is_swapped_keeps_its_name_in_files(tmp_path, monkeypatch):
@@ -334,25 +358,33 @@ def test_data_parallel(tmp_path):
         assert torch.allclose(one.grad, two.grad, rtol=1e-9, atol=1e-12)
 
 
+def head_and_stages() -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """The part that is fused: what is around it takes long to trace."""
+    generator = torch.Generator().manual_seed(2)
+    sizes = zip((8, 8, 16, 16), (8, 4, 2, 1))
+    return build().decode_head, tuple(torch.randn(2, c, side, side, generator=generator) for c, side in sizes)
+
+
 def test_export():
-    model, inputs = build(), pixels()
-    wanted = logits(model, inputs)
-    program = torch.export.export(fuse(model), (inputs,))
-    assert_close(program.module()(inputs).logits, wanted, 1e-4)
+    head, stages = head_and_stages()
+    with torch.no_grad():
+        wanted = head(stages)
+        program = torch.export.export(fuse(head), (stages,))
+        assert_close(program.module()(stages), wanted, 1e-4)
     # The graph is the fused one: no concatenation of the upsampled stages.
     assert not any("aten.cat" in str(node.target) for node in program.graph.nodes)
 
 
+@torch.no_grad()
 def test_compile_traces_the_fused_forward_without_a_break():
-    model, inputs = build(), pixels()
-    wanted = logits(model, inputs)
-    fuse(model)
-    compiled = torch.compile(model, backend="eager", fullgraph=True)
-    assert_close(logits(compiled, inputs), wanted, 1e-4)
-    model.decode_head.linear_fuse.register_forward_hook(lambda module, args, output: output * 0)
-    with torch.no_grad():  # a hook after compiling is met by a new trace
-        found = torch.compile(model, backend="eager")(inputs).logits
-    assert_close(found, logits(unfuse(copy.deepcopy(model)), inputs), 1e-4)
+    head, stages = head_and_stages()
+    wanted = head(stages)
+    fuse(head)
+    compiled = torch.compile(head, backend="eager", fullgraph=True)
+    assert_close(compiled(stages), wanted, 1e-4)
+    head.linear_fuse.register_forward_hook(lambda module, args, output: output * 0)
+    found = torch.compile(head, backend="eager")(stages)  # a hook after compiling is met by a new trace
+    assert_close(found, unfuse(copy.deepcopy(head))(stages), 1e-4)
     assert not torch.allclose(found, wanted)
 
 

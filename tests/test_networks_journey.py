@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 
@@ -56,7 +57,18 @@ def test_trained_evaluated_predicted(run, tmp_path):
     Image.fromarray(np.zeros((45, 70, 3), np.uint8)).save(tmp_path / "image.png")
     hfseg("predict", run, tmp_path / "image.png", "--output", tmp_path / "out")
     assert Image.open(tmp_path / "out/image_semantic_map.png").size == (70, 45)
-    assert "hfseg/unet" in (run / "README.md").read_text()
+
+
+def test_the_card_s_code_runs_with_hfseg_and_with_the_auto_classes(run, tmp_path, monkeypatch):
+    text = (run / "README.md").read_text()
+    assert "A U-Net (backbone `test_efficientnet`) model" in text and "trained from random weights" in text
+    ours, auto = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (45, 70, 3), np.uint8)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / run.name).symlink_to(run)
+    exec(ours, space := {})
+    exec(auto, other := {})
+    assert (space["result"].semantic_map == other["semantic_map"].numpy()).mean() > 0.999
 
 
 def test_another_process_loads_it_with_the_auto_classes_and_a_pipeline(run, tmp_path):

@@ -20,8 +20,13 @@ _NAMES = {
     "mobilenet_v2": "MobileNetV2", "mobilevit": "MobileViT", "mobilevitv2": "MobileViTV2",
     "mask2former": "Mask2Former", "maskformer": "MaskFormer", "oneformer": "OneFormer", "eomt": "EoMT",
     "eomt_dinov3": "EoMT-DINOv3", "detr": "DETR", "rf_detr": "RF-DETR", "hfseg_mask_rcnn": "Mask R-CNN",
-    "hfseg_yolact": "YOLACT",
+    "hfseg_yolact": "YOLACT", "hfseg_segnet": "SegNet", "hfseg_hrnet": "HRNet",
 }
+_ARCHITECTURES = {
+    "unet": "U-Net", "unetplusplus": "U-Net++", "fpn": "FPN", "pspnet": "PSPNet", "deeplabv3": "DeepLabV3",
+    "deeplabv3plus": "DeepLabV3+", "pan": "PAN", "linknet": "LinkNet", "manet": "MA-Net", "upernet": "UPerNet",
+    "segformer": "SegFormer's decoder", "dpt": "DPT", "fcn": "FCN", "lraspp": "LR-ASPP",
+}  # fmt: skip
 _DOES = {
     "semantic": "labels every pixel of an image with one of {}",
     "instance": "finds the objects in an image, each with its mask, of {}",
@@ -39,7 +44,7 @@ def introduction(facts: Facts, metadata: dict[str, Any]) -> str:
     Returns:
         The section.
     """
-    kind = _NAMES.get(facts.model_type) or code(facts.model_type)
+    kind = network(facts.config)
     size = f" with {_millions(facts.parameters)} parameters" if facts.parameters else ""
     parts = [f"# {title(facts.name)}"]
     if facts.names:
@@ -91,7 +96,7 @@ result.overlay().save("overlay.png")""", "python"))
         parts += ["With transformers alone:", fenced(_objects_alone(facts, name, photo), "python")]
         return "\n\n".join(parts)
     if task is None:
-        parts.append(f"The network ({code(facts.model_type)}) is not one of transformers' own, so it needs hfseg.")
+        parts.append(f"{network(facts.config)} is not one of transformers' own networks, so it needs hfseg.")
         return "\n\n".join(parts)
     opener, opened, size, layout = ("from PIL import Image", f'Image.open("{photo}").convert("RGB")',
                                     "image.size[::-1]", "")
@@ -99,7 +104,11 @@ result.overlay().save("overlay.png")""", "python"))
         opener, opened, size, layout = ("import numpy as np", f'np.load("{photo}")  # (height, width, bands)',
                                         "image.shape[:2]", ', input_data_format="channels_last"')
     imports = [opener, "import torch"] if opener.startswith("import") else ["import torch", opener]
-    parts.append("With transformers alone:")
+    if facts.model_type.startswith("hfseg"):
+        imports.insert(1, "import hfseg.auto  # tells transformers of this network")
+        parts.append("With the Auto classes of transformers, or its `pipeline`, where hfseg is installed:")
+    else:
+        parts.append("With transformers alone:")
     parts.append(fenced("\n".join((*imports, f"""from transformers import AutoImageProcessor, {task}
 
 processor = AutoImageProcessor.from_pretrained({literal(name)})
@@ -151,6 +160,27 @@ with torch.inference_mode():
 [result] = processor.post_process_{facts.task}_segmentation(outputs, target_sizes=[image.size[::-1]])
 for segment in result["segments_info"]:
     print(model.config.id2label[segment["label_id"]], segment["score"])"""
+
+
+def network(config: dict[str, Any]) -> str:
+    """Returns what people call a network.
+
+    Args:
+        config: Of config.json.
+
+    Returns:
+        Its name, with the backbone where that is chosen by name.
+
+    Example:
+        >>> network({"model_type": "hfseg_smp", "architecture": "unet", "backbone": "resnet34"})
+        'U-Net (backbone `resnet34`)'
+        >>> network({"model_type": "new"})
+        '`new`'
+    """
+    kind = str(config.get("model_type", "unknown"))
+    name = _NAMES.get(kind) or _ARCHITECTURES.get(str(config.get("architecture"))) or code(kind)
+    backbone = config.get("backbone")
+    return f"{name} (backbone {code(backbone)})" if kind.startswith("hfseg_") and isinstance(backbone, str) else name
 
 
 def intended_use(facts: Facts, metadata: dict[str, Any]) -> str:
@@ -229,6 +259,8 @@ def _origin(facts: Facts, metadata: dict[str, Any]) -> str:
     on = f" on {data_of(facts)}" if facts.data else ""
     if facts.random:
         return f"It was trained from random weights{on}{by}."
+    if started := facts.training.get("backbone_weights"):
+        return f"Its backbone started from {line(started)}, all else from random weights. It was trained{on}{by}."
     name, revision = recipe.model.name, facts.training.get("base_revision")
     if architecture_of(name) and recipe.model.backbone:
         return f"It was trained{on} from the ImageNet weights of its backbone {code(recipe.model.backbone)}{by}."
@@ -246,7 +278,8 @@ def _origin(facts: Facts, metadata: dict[str, Any]) -> str:
 def _task(model_type: str) -> str | None:
     """The class of transformers that loads the network and gives what the processor turns into a semantic map."""
     if model_type.startswith("hfseg"):
-        return None
+        known = model_type in FAMILIES and FAMILIES[model_type].read is None
+        return "AutoModelForSemanticSegmentation" if known else None
     for task, names in (("AutoModelForSemanticSegmentation", "MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES"),
                         ("AutoModelForUniversalSegmentation", "MODEL_FOR_UNIVERSAL_SEGMENTATION_MAPPING_NAMES"),
                         ("AutoModelForInstanceSegmentation", "MODEL_FOR_INSTANCE_SEGMENTATION_MAPPING_NAMES")):

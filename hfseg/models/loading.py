@@ -44,6 +44,7 @@ class LoadReport:
         dropped: Names of tensors of the checkpoint that the network has no place for.
         kept_classes: Classes whose weights were kept because the checkpoint knows them by name.
         notes: Everything else a user should know, a sentence each.
+        backbone_weights: In words, the weights that a backbone under a new head started from.
     """
 
     name: str
@@ -52,6 +53,7 @@ class LoadReport:
     dropped: list[str] = field(default_factory=list)
     kept_classes: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    backbone_weights: str | None = None
 
     def __str__(self) -> str:
         lines = [f"{self.name}: {self.loaded} tensors loaded, {len(self.new)} new, {len(self.dropped)} dropped"]
@@ -155,8 +157,10 @@ def load_model(
             found = pretrain(model, backbone_weights) if own else _pretrain_theirs(model, backbone, hub)
             report.new = [key for key in report.new if family.is_head(key)]
             report.loaded = len(model.state_dict()) - len(report.new)
-            report.notes.append(f"weights of {found.source} in the backbone" if theirs else
-                                f"ImageNet weights of {model_config.backbone} from {found.source}")
+            weights_of = "weights of" if theirs else f"ImageNet weights of {model_config.backbone} from"
+            report.notes.append(f"the backbone has the {weights_of} {found.source}")
+            # No path of this machine, since cards repeat it.
+            report.backbone_weights = f"{weights_of} {'a file' if backbone_weights else found.source}"
         else:
             report.notes.append("all weights are random")
     else:

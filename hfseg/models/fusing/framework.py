@@ -125,6 +125,15 @@ REWRITES: dict[str, Rewrite] = {
     f"{_TRANSFORMERS}eomt_dinov3.modeling_eomt_dinov3:EomtDinov3Loss": Rewrite(
         f"{_HERE}eomt:FusedEomtDinov3Loss", {"d5b8e8baa72a"}
     ),
+    "segmentation_models_pytorch.decoders.segformer.decoder:SegformerDecoder": Rewrite(
+        f"{_HERE}smp:FusedSegformerDecoder", {"1d67f78c7004"}
+    ),
+    "segmentation_models_pytorch.decoders.upernet.decoder:UPerNetDecoder": Rewrite(
+        f"{_HERE}smp:FusedUPerNetDecoder", {"aa3165ac544b"}
+    ),
+    "hfseg.models.networks.hrnet:HRNetHead": Rewrite(
+        f"{_HERE}hrnet:FusedHRNetHead", {"f0658dfff7ab"}
+    ),
     f"{_TRANSFORMERS}swin.modeling_swin:SwinMLP": Rewrite(
         f"{_HERE}swin:FusedSwinMLP", {"13885f42f2bb"}
     ),
@@ -263,7 +272,8 @@ def _swap(module: nn.Module, key: str, check: bool) -> str | None:
         return "its forward was replaced"
     fused = _find(REWRITES[key].fused)
     if digest(original, fused) not in REWRITES[key].sources:
-        return f"unknown version of {name} (transformers {version('transformers')})"
+        library = key.partition(".")[0]
+        return f"unknown version of {name} ({library} {version(library)})"
     module.__class__ = fused
     reason = None
     try:

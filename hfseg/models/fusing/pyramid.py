@@ -1,6 +1,8 @@
-"""A 3x3 convolution of upsampled maps, without upsampling them: most of the work in heads of UPerNet's kind."""
+"""Convolutions of upsampled maps, without upsampling them first: most of the work in heads of many kinds."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -52,6 +54,45 @@ def convolve_upsampled(levels: list[torch.Tensor], weight: torch.Tensor) -> torc
     return result.view(batch, height, width, -1).permute(0, 3, 1, 2)
 
 
+def project_upsampled(
+    levels: Sequence[torch.Tensor], weights: Sequence[torch.Tensor], bias: torch.Tensor | None, size: Sequence[int]
+) -> torch.Tensor:
+    """Returns a 1x1 convolution of the channels of all levels, each resized to one size.
+
+    The convolution acts on channels and the resizing on positions, so they commute: each is done where there are fewer
+    positions.
+
+    Args:
+        levels: (B, C_i, H_i, W_i) maps, the smallest first: the bias costs least there, and resizing leaves a constant
+            as it is.
+        weights: (D, C_i) of each.
+        bias: (D), or None.
+        size: (height, width) of the result.
+
+    Returns:
+        (B, D, H, W), channels last: the sum of what `weights` make of the maps, resized bilinearly without aligned
+        corners.
+
+    Example:
+        >>> level, weight = torch.randn(1, 2, 4, 4), torch.randn(3, 2)
+        >>> plain = F.conv2d(F.interpolate(level, size=(8, 8), mode="bilinear"), weight[:, :, None, None])
+        >>> torch.allclose(project_upsampled([level], [weight], None, (8, 8)), plain, atol=1e-5)
+        True
+    """
+    result = None
+    for level, weight in zip(levels, weights, strict=True):
+        if level.shape[2] * level.shape[3] > size[0] * size[1]:
+            level = F.interpolate(level, size=size, mode="bilinear", align_corners=False)
+        # Channels last: a linear map is fastest there on the CPU, and so are upsampling and its backward.
+        mixed = F.linear(level.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
+        bias = None
+        if mixed.shape[2:] != tuple(size):
+            mixed = F.interpolate(mixed, size=size, mode="bilinear", align_corners=False)
+        # In place, but into a tensor of this function that no backward reads.
+        result = mixed if result is None else result.add_(mixed)
+    return result
+
+
 def pyramid_levels(head: nn.Module, encoder_hidden_states: list[torch.Tensor]) -> list[torch.Tensor]:
     """Returns the maps that the plain heads upsample and concatenate: the first half of their forward.
 
@@ -71,17 +112,18 @@ def pyramid_levels(head: nn.Module, encoder_hidden_states: list[torch.Tensor]) -
     return [convolution(level) for convolution, level in zip(head.fpn_convs, levels)] + levels[-1:]
 
 
-def example_pyramid(channels: list[int], like: torch.Tensor) -> tuple[tuple, dict]:
+def example_pyramid(channels: list[int], like: torch.Tensor, side: int = 21) -> tuple[tuple, dict]:
     """Returns random maps of odd sizes as arguments of a head, each half of the one before, rounded up.
 
     Args:
         channels: The channels of each map.
         like: A parameter, for the data type and the device.
+        side: Height of the first map.
 
     Returns:
         Positional arguments and keyword arguments.
     """
-    sizes, maps = (21, 17), []
+    sizes, maps = (side, side - 4), []
     for count in channels:
         maps.append(torch.randn(2, count, *sizes, dtype=like.dtype, device=like.device))
         sizes = tuple((side + 1) // 2 for side in sizes)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead, SegformerMLP
 
 from hfseg.models.fusing.framework import is_convolution, stand_in, why_not_plain
+from hfseg.models.fusing.pyramid import project_upsampled
 from hfseg.models.fusing.self_check import without_autocast
 
 
@@ -58,17 +58,7 @@ class FusedSegformerDecodeHead(SegformerDecodeHead):
         with without_autocast(encoder_hidden_states[0].device.type):
             weights, bias = self._composed(folds)
 
-        # Smallest first: the bias costs least there, and upsampling leaves a constant as it is.
-        hidden_states = None
-        for stage, weight in reversed(list(zip(encoder_hidden_states, weights))):
-            # Channels last: a linear map is fastest there on the CPU, and so are upsampling and its backward.
-            mixed = F.linear(stage.permute(0, 2, 3, 1), weight, bias).permute(0, 3, 1, 2)
-            bias = None
-            if mixed.shape[2:] != size:
-                mixed = F.interpolate(mixed, size=size, mode="bilinear", align_corners=False)
-            # In place, but into a tensor of this function that no backward reads.
-            hidden_states = mixed if hidden_states is None else hidden_states.add_(mixed)
-
+        hidden_states = project_upsampled(encoder_hidden_states[::-1], weights[::-1], bias, size)
         if not folds:
             # On the CPU, torch takes batch statistics of channels-last tensors with a hundred times the rounding error.
             hidden_states = self.batch_norm(hidden_states.contiguous())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,32 @@ class HRNetConfig(NetworkConfig):
     model_type = "hfseg_hrnet"
 
     backbone: str = "hrnet_w18"
+
+
+class HRNetHead(nn.Sequential):
+    """Stretches all branches to the size of the first, joins and mixes them.
+
+    Args:
+        channels: Of each branch.
+    """
+
+    def __init__(self, channels: Sequence[int]):
+        width = sum(channels)
+        super().__init__(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.channels = tuple(channels)
+
+    def forward(self, branches: list[Tensor]) -> Tensor:
+        """Mixes the branches.
+
+        Args:
+            branches: (B, C_i, H_i, W_i) maps, the largest first.
+
+        Returns:
+            (B, sum of C_i, H_0, W_0).
+        """
+        first, *others = branches
+        others = [F.interpolate(one, size=first.shape[-2:], mode="bilinear", align_corners=False) for one in others]
+        return super().forward(torch.cat([first, *others], 1))
 
 
 class HRNetForSemanticSegmentation(SegmentationNetwork):
@@ -44,15 +70,12 @@ class HRNetForSemanticSegmentation(SegmentationNetwork):
     def __init__(self, config: HRNetConfig):
         super().__init__(config)
         self.backbone = features(config.backbone, in_chans=config.num_channels)
-        width = sum(self.backbone.feature_info.channels())
-        self.head = nn.Sequential(nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-        self.classifier = nn.Conv2d(width, config.num_labels, 1)
+        self.head = HRNetHead(self.backbone.feature_info.channels())
+        self.classifier = nn.Conv2d(sum(self.head.channels), config.num_labels, 1)
         self.finish()
 
     def network_logits(self, pixel_values: Tensor) -> tuple[Tensor, None]:
-        first, *others = self.backbone(pixel_values)
-        others = [F.interpolate(one, size=first.shape[-2:], mode="bilinear", align_corners=False) for one in others]
-        return self.classifier(self.head(torch.cat([first, *others], 1))), None
+        return self.classifier(self.head(self.backbone(pixel_values))), None
 
     def load_backbone(self, weights: Mapping[str, Tensor] | None) -> Pretraining:
         overlay = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": dict(weights)}}
