@@ -20,6 +20,7 @@ _HOMES = {
     "unfuse": "hfseg.models.fusing",
     "Segmenter": "hfseg.segmenter",
     "Segmentation": "hfseg.result",
+    "Prompter": "hfseg.prompter",
     "evaluate": "hfseg.evaluation",
     "train": "hfseg.training",
     "push": "hfseg.hub.push",

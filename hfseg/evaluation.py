@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import datetime
 import hashlib
-import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hfseg.data import SegmentationData, load_recipe_data
+from hfseg.data.alignment import align_classes
 from hfseg.data.images import Sample, read_row
 from hfseg.drawing import draw_panels, draw_segment_panels, to_rgb
 from hfseg.errors import BadSample, UserError
@@ -420,42 +420,6 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
     for text in evaluator.skipped:
         say(f"skipped: {text}")
     return results
-
-
-def align_classes(schema: LabelSchema, names: list[str], say=lambda line: None) -> np.ndarray | None:
-    """Matches the data's classes with the model's by name.
-
-    Args:
-        schema: Of the data.
-        names: Classes of the model, in order.
-        say: Prints a line.
-
-    Returns:
-        Model id per data id, or None when they are the same.
-
-    Raises:
-        UserError: When a class of the data is unknown to the model.
-    """
-    if list(schema.names) == names:
-        return None
-    match = schema.align(names)
-    left = [name for name, target in zip(schema.names, match) if target < 0]
-    if left:
-        raise UserError(
-            f"the model does not know these classes of the data: {', '.join(left[:20])}",
-            f"the model's classes: {', '.join(names[:40])}" + (", ..." if len(names) > 40 else ""),
-            "name them alike with --data.labels.names, merge them with --data.labels.merge, or leave them out with "
-            "--data.labels.drop",
-        )
-    for target in set(match):
-        same = [name for name, found in zip(schema.names, match) if found == target]
-        if len(same) > 1:
-            raise UserError(f"several classes of the data are called {names[target]!r} by the model: {', '.join(same)}",
-                            "one class each", f"--data.labels.merge '{{{names[target]}: {json.dumps(same)}}}'")
-    say("classes aligned by name:")
-    for class_id, (name, target) in enumerate(zip(schema.names, match)):
-        say(f"  {class_id:>4} {name:<24} -> {target:>4} {names[target]}")
-    return np.asarray(match, np.int64)
 
 
 def _open(run: str, path: str, overrides: Sequence[str], on_bad_sample: str,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -210,6 +210,9 @@ class ModelLoss:
 
     def __init__(self, family: Family, model: nn.Module, task: str, schema: LabelSchema):
         self.family, self.model, self.task, self.schema = family, model, task, schema
+        criterion = getattr(model, "criterion", None)
+        if isinstance(criterion, nn.Module):
+            criterion.forward = _InFloat32(criterion.forward)
 
     def __call__(self, network: nn.Module, pixel_values: Tensor, batch: dict) -> Tensor:
         """Computes it.
@@ -230,6 +233,27 @@ class ModelLoss:
             pixel_values, masks = F.pad(pixel_values, beyond), [F.pad(one, beyond) for one in masks]
         targets = Targets(masks, classes, self.task, self.schema.names)
         return network(pixel_values=pixel_values, **self.family.feed(self.model, targets)).loss.squeeze()
+
+
+class _InFloat32:
+    """Calls a function outside of autocast, with float32 in place of half precision: costs of matching decide, and
+    half precision makes ties of them."""
+
+    def __init__(self, function: Callable):
+        self.function = function
+
+    def __call__(self, *arguments, **named):
+        tensors = (value for value in (*arguments, *named.values()) if isinstance(value, Tensor))
+        with torch.autocast(next(tensors).device.type, enabled=False):
+            return self.function(*map(_widened, arguments), **{key: _widened(value) for key, value in named.items()})
+
+
+def _widened(value):
+    if isinstance(value, Tensor):
+        return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+    if isinstance(value, dict):
+        return {key: _widened(part) for key, part in value.items()}
+    return type(value)(map(_widened, value)) if type(value) in (list, tuple) else value
 
 
 def build_loss(

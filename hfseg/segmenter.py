@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
 from dataclasses import replace
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hfseg.errors import BadSample, UserError, one_of
+from hfseg.inference.confidence import confidence_of
 from hfseg.inference.evaluation_mode import EvaluationMode
 from hfseg.inference.profiling import Profile, profile_call, time_stages
 from hfseg.inference.reading import read_ahead, read_image
@@ -30,7 +31,6 @@ from hfseg.ops.upsample import upsample_argmax
 from hfseg.result import Segmentation
 
 _LEAST_PIXELS = 32  # networks halve the sides five times, and fail on less
-_KEPT_PER_PIXEL = 16  # logits that a result may keep to compute its confidence from, per pixel of the image
 
 
 class Segmenter:
@@ -52,7 +52,7 @@ class Segmenter:
         channels_last: Memory layout of images and convolutions; faster on many GPUs.
         compile: Whether to `torch.compile` the network: for many images of few sizes.
         task: `semantic`, `instance` or `panoptic`; what the model was trained for if None. Of a model that does several
-            and does not say, the last one that it can do.
+            and does not say, not even by its name, the last one that it can do.
         things: Class ids whose objects are told apart in a panoptic map; the others become one segment each. None:
             all are.
         **rules: `threshold`, `mask_threshold`, `overlap_mask_area_threshold`, `overlaps`, `max_segments` and `compat`,
@@ -186,7 +186,8 @@ class Segmenter:
         self.tile, self.tile_overlap, self.tta = tile or None, tile_overlap, read_tta(tta)
         config, family = self.model.config, self.family
         can = family.tasks if family else ("semantic",)
-        self.task = one_of(task or getattr(config, "segmentation_task", None) or can[-1], can, "task of this network")
+        said = getattr(config, "segmentation_task", None) or _named_task(config, can)
+        self.task = one_of(task or said or can[-1], can, "task of this network")
         self.rules = rules
         if self.task != "semantic" and (self.tile or self.tta):
             raise UserError(f"tiles or views are asked for, and the task is {self.task}", "the semantic task",
@@ -405,7 +406,7 @@ class Segmenter:
             logits = self.logits([images[i] for i in members])
             [labels] = self._upsample(logits, shape[:2])
             for i, one, part in zip(members, labels.cpu().numpy(), logits, strict=True):
-                results[i] = one, _confidence_of(part, shape[:2], self._gives_scores) if confidence else None
+                results[i] = one, confidence_of(part, shape[:2], self._gives_scores) if confidence else None
         return results
 
     def _upsample(self, logits: Tensor, size: tuple[int, int], confidence: bool = False) -> Sequence[Tensor]:
@@ -488,32 +489,18 @@ class Segmenter:
         return F.pad(pixel_values, (0, target[1] - width, 0, target[0] - height)), (height, width)
 
 
+def _named_task(config: Any, can: Sequence[str]) -> str | None:
+    """The task that a checkpoint of the hub is named after, such as facebook/mask2former-swin-tiny-coco-instance."""
+    name = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].lower()
+    return next((task for task in can if task in name), None)
+
+
 def _by_shape(images: Sequence[np.ndarray]) -> dict[tuple, list[int]]:
     """Which images have the same shape."""
     members: dict[tuple, list[int]] = {}
     for i, image in enumerate(images):
         members.setdefault(image.shape, []).append(i)
     return members
-
-
-def _share(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """The largest score of each pixel as a share of all."""
-    whole = F.interpolate(scores[None].float(), size=size, mode="bilinear", align_corners=False)[0]
-    return whole.amax(0) / whole.sum(0).clamp(min=1e-12)
-
-
-def _confidence_of(
-    logits: Tensor, size: tuple[int, int], scores: bool = False
-) -> np.ndarray | Callable[[], np.ndarray]:
-    """Confidence of one image, or what computes it when it is asked for: an exponential per class and pixel."""
-    if scores:
-        logits = logits.cpu().clone()
-        return lambda: _share(logits, size).numpy()
-    if logits.numel() > _KEPT_PER_PIXEL * size[0] * size[1]:  # too much to keep
-        return upsample_argmax(logits, size, return_confidence=True)[1].cpu().numpy()
-    alone = logits.untyped_storage().nbytes() == logits.numel() * logits.element_size()
-    kept = logits.to("cpu", copy=not alone)  # not the batch it is part of, nor memory of a GPU
-    return lambda: upsample_argmax(kept, size, return_confidence=True)[1].numpy()
 
 
 def _patch_size(config: Any) -> int:

@@ -23,7 +23,7 @@ os.environ |= {"ACCELERATE_USE_CPU": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OF
 
 import torch
 import transformers
-from benchmarks import hub, inference, kernels, masks, scaling, training
+from benchmarks import hub, inference, kernels, masks, scaling, segments, training
 from benchmarks.measuring import Setting
 
 import hfseg
@@ -37,6 +37,7 @@ SECTIONS = {
     "metric": kernels.measure_metric,
     "masks": masks.measure_masks,
     "masks_others": masks.measure_masks_others,
+    "segments": segments.measure_segments,
     "startup": inference.measure_startup,
     "scaling": scaling.measure_scaling,
     "memory": kernels.measure_memory,

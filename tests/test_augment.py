@@ -203,7 +203,7 @@ def test_grey_stays_grey_under_saturation_and_hue():
         assert (changed.int() - changed[:1].int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int32, torch.uint16])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.int32, torch.uint16, torch.half, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (1, 50)])
 def test_tiny_constant_and_unlabelled_images_pass(dtype, shape):
     augment = augmentation((16, 16), rare=(1,), **EVERYTHING)

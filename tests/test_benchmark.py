@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from conftest import ROOT  # isort: skip
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.slow

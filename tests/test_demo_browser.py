@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import HOSTILE, MODEL
 from PIL import Image
 
 import hfseg
 from hfseg.ops import rle
+
+from demo_page import (  # isort: skip  # noqa: F401
+    HOSTILE, MODEL, browser_fixture, demo_fixture, page_fixture, photo_fixture, write_video,
+)  # fmt: skip
+
+pytest.importorskip("gradio")
+from hfseg.demo.encoding import message
 
 VIEWER = "window.hfsegViewer"
 
@@ -41,30 +50,23 @@ def choose(page, dropdown: str, text: str) -> None:
 
 def ids(page, layer: int = 0) -> np.ndarray:
     height, width = page.evaluate(f"[{VIEWER}.size.height, {VIEWER}.size.width]")
-    return np.array(page.evaluate(f"Array.from({VIEWER}.layers[{layer}].ids)")).reshape(height, width)
+    return np.array(page.evaluate(f"{VIEWER}.layers[{layer}].ids.join()").split(","), np.int64).reshape(height, width)
 
 
 def canvas(page) -> np.ndarray:
     """What is painted, as RGBA."""
-    height, width, data = page.evaluate(f"""() => {{
-        {VIEWER}.paintNow();
-        const canvas = document.querySelector('.hv-stage canvas');
-        const {{ data, height, width }} = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
-        return [height, width, Array.from(data)];
-    }}""")
-    return np.array(data, np.uint8).reshape(height, width, 4)
+    data = page.evaluate(f"{VIEWER}.paintNow(); document.querySelector('.hv-stage canvas').toDataURL()")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).convert("RGBA"))
 
 
 def requests_during(page, act) -> list[str]:
     found = []
     page.on("request", lambda request: found.append(request.url))
     act()
-    page.wait_for_timeout(50)
-    # The state of the models is asked for now and then, whatever is done.
-    return [url for url in found if not url.startswith("blob:") and "heartbeat" not in url and "queue" not in url]
+    return [url for url in found if not url.startswith(("blob:", "data:"))]
 
 
-def download(page, kind: str) -> Path:
+def download(page, kind: str) -> tuple[Path, str]:
     with page.expect_download() as started:
         page.click(f"[data-export={kind}]")
     return Path(started.value.path()), started.value.suggested_filename
@@ -73,7 +75,7 @@ def download(page, kind: str) -> Path:
 def test_ids_in_the_browser_are_the_segmenters(page, photo, expected):
     send(page, photo)
     np.testing.assert_array_equal(ids(page), expected.semantic_map)
-    confidence = np.array(page.evaluate(f"Array.from({VIEWER}.layers[0].confidence)")) / 255
+    confidence = np.array(page.evaluate(f"{VIEWER}.layers[0].confidence.join()").split(","), float) / 255
     assert np.abs(confidence.reshape(expected.semantic_map.shape) - expected.confidence).max() < 0.003
 
     rows = page.locator(".hv-legend li")
@@ -116,8 +118,7 @@ def test_looking_needs_no_server(page, photo):
         assert "% sure" in page.inner_text(".hv-readout")
 
     assert requests_during(page, look) == []
-    for one, other in zip(pictures, pictures[1:]):
-        assert (one != other).any()
+    assert all((one != other).any() for one, other in itertools.pairwise(pictures))
     assert page.locator(".hv-legend input:checked").count() == 1
     assert page.input_value(".hv-opacity input") == "90" and page.inner_text(".hv-opacity output") == "90 %"
 
@@ -234,7 +235,7 @@ def test_exports_hold_what_the_segmenter_says(page, photo, expected):
 
 
 def test_many_classes_and_names_that_are_no_markup(page, demo, photo):
-    choose(page, "model", "/".join(Path(demo.models[2]).parts[-2:]))
+    choose(page, "model", demo.shown[2])
     send(page, photo)
     segmenter = hfseg.Segmenter.from_pretrained(demo.models[2])
     expected = segmenter(photo)
@@ -255,7 +256,7 @@ def test_many_classes_and_names_that_are_no_markup(page, demo, photo):
 
 
 def test_two_models_side_by_side_and_where_they_differ(page, demo, photo, expected):
-    choose(page, "compare", "/".join(Path(demo.models[1]).parts[-2:]))
+    choose(page, "compare", demo.shown[1])
     send(page, photo)
     other = hfseg.Segmenter.from_pretrained(demo.models[1])(photo)
     np.testing.assert_array_equal(ids(page, 0), expected.semantic_map)
@@ -266,7 +267,7 @@ def test_two_models_side_by_side_and_where_they_differ(page, demo, photo, expect
     page.click("[data-view=difference]")
     share = (expected.semantic_map == other.semantic_map).mean()
     assert page.inner_text(".hv-labels") == f"{100 * share:.1f} % of the pixels agree"
-    assert (canvas(page) != side).any()
+    assert canvas(page).shape != side.shape  # one picture instead of two
     page.click("[data-view=wipe]")
     assert page.inner_text("[data-view=wipe]") == "Wipe"
 
@@ -289,11 +290,11 @@ def test_an_example_runs_when_it_is_clicked(page):
     page.wait_for_selector("#status span[data-state=ready]")
 
 
-@pytest.mark.parametrize("page", ["/?__theme=dark"], indirect=True)
+@pytest.mark.parametrize("page", ["?__theme=dark"], indirect=True)
 def test_dark_mode(page, photo):
     send(page, photo)
-    ground, text = page.evaluate("""() => [getComputedStyle(document.body).backgroundColor,
-        getComputedStyle(document.querySelector('.hv-name')).color]""")
+    ground, text = (page.eval_on_selector(name, f"one => getComputedStyle(one).{what}") for name, what in
+                    ((".gradio-container", "backgroundColor"), (".hv-name", "color")))  # fmt: skip
     dark, light = (np.mean([float(v) for v in colour[colour.index("(") + 1 : -1].split(",")[:3]])
                    for colour in (ground, text))  # fmt: skip
     assert dark < 60 and light > 180
@@ -313,3 +314,128 @@ def test_everything_can_be_named(page):
         (one) => !(one.getAttribute('aria-label') || one.textContent.trim() || one.closest('label')
                    || one.labels?.length || one.getAttribute('aria-live'))).map((one) => one.outerHTML)""")
     assert nameless == []
+
+
+def drag(page, *points) -> None:
+    """Drags over the image, by its own coordinates."""
+    box = page.locator(".hv-stage").bounding_box()
+    x, y, scale = page.evaluate(f"(({{x, y, scale}}) => [x, y, scale])({VIEWER}.stage.transform)")
+    ratio = page.evaluate(f"{VIEWER}.stage.ratio")
+    places = [(box["x"] + (x + (column + 0.5) * scale) / ratio, box["y"] + (y + (row + 0.5) * scale) / ratio)
+              for column, row in points]  # fmt: skip
+    page.mouse.move(*places[0])
+    page.mouse.down()
+    for place in places[1:]:
+        page.mouse.move(*place)
+    page.mouse.up()
+
+
+def test_brush_and_eraser_correct_a_map_and_are_undone(page, photo, expected):
+    send(page, photo)
+    page.click("[data-tool=brush]")
+    page.select_option(".hv-class-choice", "5")
+    page.locator(".hv-brush-size input").fill("8")
+    drag(page, (40, 40), (80, 60))
+    painted = ids(page)
+    changed = painted != expected.semantic_map
+    assert set(painted[changed]) == {5} and painted[40, 40] == 5 and painted[60, 80] == 5 and painted[50, 60] == 5
+    assert not changed[:30].any() and not changed[:, 100:].any()
+    assert page.locator(".hv-legend li[data-name=star]").count() == 1
+
+    page.select_option(".hv-class-choice", "new")
+    page.fill(".hv-new-class", HOSTILE)
+    drag(page, (120, 100), (121, 100))
+    assert ids(page)[100, 120] == 7 and HOSTILE in page.locator(".hv-legend .hv-name").all_inner_texts()
+    page.click("[data-tool=eraser]")
+    drag(page, (120, 100), (121, 100))
+    corrected = ids(page)
+    assert corrected[100, 120] == 255
+    file, _ = download(page, "map")
+    np.testing.assert_array_equal(np.asarray(Image.open(file)), corrected)
+    file, _ = download(page, "coco")
+    areas = {one["category_id"]: one["area"] for one in json.loads(file.read_text())["annotations"]}
+    assert areas == {i: (corrected == i).sum() for i in np.unique(corrected) if i != 255}
+
+    page.focus(".hv-stage")
+    for _ in range(3):
+        page.keyboard.press("Control+z")
+    np.testing.assert_array_equal(ids(page), expected.semantic_map)
+    page.keyboard.press("Control+Shift+z")
+    np.testing.assert_array_equal(ids(page), painted)
+
+
+def test_clicks_and_boxes_become_masks_of_a_class(page, demo, photo):
+    send(page, photo)
+    before = ids(page)
+    prompter = hfseg.Prompter.from_pretrained(demo.models[3])
+    encoded = prompter.encode(photo)
+
+    def answered(act):
+        last = page.get_attribute(".hv", "data-prompted")
+        act()
+        page.wait_for_function(f"last => (({VIEWER}.root.dataset.prompted || null) !== last)", arg=last)
+
+    page.click("[data-tool=point]")
+    answered(lambda: drag(page, (60, 70), (60, 70)))
+    expected, score = prompter.predict(encoded, [(60.5, 70.5)])
+    found = np.array(page.evaluate(f"{VIEWER}.editor.prompts.mask.join()").split(","), int).reshape(before.shape)
+    np.testing.assert_array_equal(found > 0, expected)
+    assert f"score {score:.2f}" in page.inner_text(".hv-prompting output")
+
+    page.click("[data-tool=box]")
+    answered(lambda: drag(page, (20, 20), (90, 100)))
+    mask, _ = prompter.predict(encoded, box=page.evaluate(f"{VIEWER}.editor.prompts.box"))
+    page.select_option(".hv-class-choice", "new")
+    page.fill(".hv-new-class", "my thing")
+    page.click("[data-act=add]")
+    np.testing.assert_array_equal(ids(page), np.where(mask, 7, before))
+    page.click("[data-act=undo]")
+    np.testing.assert_array_equal(ids(page), before)
+
+
+def test_segments_are_selected_by_a_click(page, photo):
+    """A result with objects, as models of instances give it, handed to the viewer as the server does."""
+    segment_map = np.zeros((141, 203), np.int64)
+    segment_map[20:60, 30:90], segment_map[70:120, 100:160] = 3, 70000
+    result = hfseg.Segmentation(np.where(segment_map > 0, 1, 0), {0: "floor", 1: "cat"}, [(9, 9, 9), (200, 30, 30)],
+                                image=np.asarray(Image.open(photo)), segment_map=segment_map,
+                                segments=[{"id": 3, "label_id": 1, "score": 0.875},
+                                          {"id": 70000, "label_id": 1, "score": 0.5}])  # fmt: skip
+    send(page, photo)  # its files are served, and have addresses of the same form
+    address = page.evaluate(f"{VIEWER}.message.source.url")
+    sent = message({"cats": result}, result.image, str(photo), {"forward": 0.01})
+    for one in (sent["source"], sent["maps"][0]["ids"], sent["maps"][0]["segments"]):
+        one["url"] = address.partition("file=")[0] + "file=" + one["path"]
+    page.evaluate(f"sent => {VIEWER}.take(sent)", json.loads(json.dumps(sent)))
+    wait_painted(page, page.get_attribute(".hv", "data-painted"))
+    plain = canvas(page)
+    drag(page, (50, 40), (50, 40))
+    assert page.get_attribute(".hv", "data-segment") == "3" and (canvas(page) != plain).any()
+    told = page.inner_text(".hv-segment")
+    assert "cat #3" in told and "0.875" in told and "2,400 px" in told and "60 × 40 at 30, 20" in told
+    page.hover(".hv-stage", position={"x": 5, "y": 5})
+    page.focus(".hv-stage")
+    page.keyboard.press("Escape")
+    assert not page.is_visible(".hv-segment")
+    file, _ = download(page, "coco")
+    found = json.loads(file.read_text())["annotations"]
+    assert [(one["area"], one["bbox"], one["score"]) for one in found] == \
+        [(2400, [30, 20, 60, 40], 0.875), (3000, [100, 70, 60, 50], 0.5)]
+
+
+def test_a_video_plays_with_its_classes_beside_it(page, tmp_path):
+    page.get_by_role("tab", name="Video").click()
+    page.set_input_files("#video-input input[type=file]", str(write_video(tmp_path / "clip.mp4", 3)))
+    page.wait_for_selector("#video-input video")
+    page.click("#video-segment")
+    page.wait_for_function("document.querySelector('#video-result video')?.readyState >= 2")
+    assert page.eval_on_selector("#video-result video", "one => [one.videoWidth, one.videoHeight]") == [200, 74]
+    assert page.input_value("#video-facts :is(textarea, input)").startswith("3 frames")
+
+
+def test_the_webcam_is_segmented(page):
+    page.get_by_role("tab", name="Webcam").click()
+    page.get_by_text("Click to Access Webcam").click()
+    page.locator("#webcam-input .capture-button").click()
+    page.wait_for_selector("#webcam-result img")
+    assert page.eval_on_selector("#webcam-result img", "one => one.decode().then(() => one.naturalWidth)") == 480

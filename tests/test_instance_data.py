@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from pycocotools import mask as coco
 
+import hfseg
 from hfseg.data import load_data
 from hfseg.data.augment import Augmentation
 from hfseg.data.segments import Segments, mask_targets
@@ -259,3 +260,65 @@ def test_things_survive_merging_and_files(tmp_path):
     assert schema.drop(["cat"]).things == ("dog",)
     schema.save(tmp_path / "labels.json")
     assert LabelSchema.load(tmp_path / "labels.json") == schema
+
+
+def test_published_and_read_again(tmp_path, online):
+    write_coco(tmp_path / "coco")
+    data = load_data(tmp_path / "coco", task="instance", validation_fraction=0)
+    with hfseg.LocalHub(tmp_path / "hub") as hub:
+        from hfseg.hub.parquet import columns, write_splits
+        from hfseg.hub.push_data import push_data
+
+        assert "instances" in columns(data)
+        push_data(data, "me/animals", endpoint=hub.url, token=hub.token, say=lambda text: None)
+        [split] = write_splits(data, tmp_path, columns(data))
+    rows = tmp_path / "again"
+    rows.mkdir()
+    split.files[0].rename(rows / "train.parquet")
+    again = load_data(rows, task="instance", validation_fraction=0)
+    assert again.schema.names == ("cat", "dog")
+    for i in range(2):
+        before, after = data.read("train", i), again.read("train", i)
+        assert (before.segments.masks() == after.segments.masks()).all()
+        assert before.segments.crowd.tolist() == after.segments.crowd.tolist()
+        assert (before.semantic_map == after.semantic_map).all()
+
+
+def test_a_recipe_for_data_with_objects(tmp_path):
+    from hfseg.data import inspect_data, write_recipe
+    from hfseg.recipe_reading import load_recipe
+
+    write_coco(tmp_path)
+    with pytest.raises(UserError, match="--task instance"):
+        load_data(tmp_path)
+    data = load_data(tmp_path, task="instance", validation_fraction=0)
+    (tmp_path / "recipe.yaml").write_text(write_recipe(inspect_data(data), tmp_path))
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert recipe.task == "instance" and recipe.model.name.startswith("facebook/mask2former")
+
+
+def test_the_official_panoptic_sample_against_itself(shared_data):
+    """Against itself PQ is 1; against a disturbed copy it is torchmetrics' and that of the definition."""
+    from test_mask_metrics import plain_quality
+
+    from hfseg.metrics.panoptic import PanopticCounts
+
+    data = load_data(shared_data / "coco_panoptic_sample", task="panoptic", validation_fraction=0)
+    itself, disturbed, pairs = PanopticCounts(133), PanopticCounts(133), []
+    for i in range(2):
+        found = data.read("train", i).segments
+        ids = found.flat()
+        truth = [{"id": k + 1, "label_id": int(label), "iscrowd": bool(crowd)}
+                 for k, (label, crowd) in enumerate(zip(found.labels, found.crowd, strict=True))]
+        guess = [one for one in truth if not one["iscrowd"]]
+        itself.add(ids, guess, ids, truth)
+        moved = np.roll(ids, (9, 13), (0, 1))
+        wrong = [{**one, "label_id": (one["label_id"] + (one["id"] % 5 == 0)) % 133} for one in guess]
+        disturbed.add(moved, wrong, ids, truth)
+        pairs.append(((moved, wrong), (ids, truth)))
+    assert itself.scores(data.schema.names)["panoptic_quality"] == 1.0
+    for label, (total, *numbers) in plain_quality(pairs, 133).items():
+        assert disturbed.counts[label, 1:].tolist() == numbers
+        assert disturbed.counts[label, 0] / 2**40 == pytest.approx(total, abs=1e-9)
+    score = disturbed.scores(data.schema.names, data.schema.is_thing)
+    assert 0.1 < score["panoptic_quality"] < 0.9 and score["num_classes_averaged"] > 10

@@ -353,6 +353,31 @@ def test_upsample_argmax_takes_channels_last_and_one_image():
     assert torch.equal(upsample_argmax(logits[0], (30, 20)), expected[0])
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x.transpose(2, 3).contiguous().transpose(2, 3),
+        lambda x: torch.stack([x, 9 * x], -1)[..., 0],
+        lambda x: torch.nn.functional.pad(x, (1, 2, 1, 0))[..., 1:, 1:-2],
+        lambda x: x[:, :1].expand(-1, 4, -1, -1),
+        lambda x: x.flip(1).requires_grad_(),
+        lambda x: x[:0],
+        lambda x: x[:, :1],
+    ],
+    ids=["transposed", "strided", "a window", "expanded", "with gradient", "no image", "one class"],
+)
+def test_upsample_takes_every_layout(view):
+    logits = view(torch.randn(2, 5, 9, 7, generator=torch.Generator().manual_seed(1)))
+    plain = logits.detach().clone(memory_format=torch.contiguous_format)
+    labels, confidence = upsample_argmax(logits, (30, 20), return_confidence=True)
+    full = upsample_logits(plain, (30, 20)) if len(plain) else plain.new_empty(0, 5, 30, 20)
+    assert labels.shape == confidence.shape == (len(logits), 30, 20) and not confidence.requires_grad
+    if len(plain):
+        assert_argmax_of(labels, full)
+    torch.testing.assert_close(confidence, full.softmax(1).amax(1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(upsample_threshold(logits, (30, 20)), upsample_threshold(plain, (30, 20)))
+
+
 @pytest.mark.parametrize(("classes", "kind"), [(256, torch.uint8), (257, torch.int16), (32769, torch.int32)])
 def test_label_type_holds_every_class(classes, kind):
     logits = torch.zeros(classes, 1, 1)

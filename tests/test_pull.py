@@ -37,10 +37,9 @@ def faults() -> Faults:
 
 
 @pytest.fixture
-def hub(tmp_path, faults, monkeypatch):
+def hub(tmp_path, faults):
     with LocalHub(tmp_path / "hub", middleware=[faults]) as hub:
         hub.at = {"endpoint": hub.url, "token": hub.token, **QUIET}
-        monkeypatch.setattr("hfseg.hub.patience.PATIENCE", 8.0)
         yield hub
 
 
@@ -146,8 +145,12 @@ def test_pickled_weights_are_refused_and_beside_others_left_out(pushed, tmp_path
 
 
 def test_from_pretrained_checks_hashes_and_refuses_pickles(pushed, faults, tmp_path, photo):
-    """One process, since importing takes longest: damaged once, damaged for good, converted, pickled, offline."""
+    """One process, since importing takes longest: damaged once or for good, our own, converted, pickled, offline."""
     api = HfApi(pushed.url, pushed.token)
+    for part in hfseg.load_model("hfseg/lraspp", ["a", "b", "c"], backbone="mobilenet_v3_small", weights="random"):
+        part.save_pretrained(tmp_path / "own")
+    hfseg.push(tmp_path / "own", "me/own", **pushed.at)
+    own = int(hfseg.Segmenter.from_pretrained(str(tmp_path / "own"))(photo).semantic_map.sum())
     hfseg.push(SHAPES, "me/damaged", **pushed.at)
     for name in ("me/converted", "me/pickled"):
         hfseg.push(SHAPES, name, **pushed.at)
@@ -170,6 +173,7 @@ def load(name):
         return str(error)
 assert load("me/shapes") == {expected}
 assert "model.safetensors of me/damaged arrived damaged" in str(load("me/damaged"))
+assert load("me/own") == {own}
 assert load("me/converted") == {expected}
 assert "pickled files alone" in load("me/pickled"), load("me/pickled")
 assert "nobody" in load("me/nothing") or "me/nothing" in load("me/nothing")

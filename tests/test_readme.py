@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,8 +19,7 @@ from hfseg.models.configs import SHIPPED
 from hfseg.recipe_reading import load_recipe, shipped_recipes
 from hfseg.transfer import STRATEGIES
 
-from conftest import ROOT  # isort: skip
-
+ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w*)\n(.*?)```", README, re.DOTALL)
 

@@ -111,8 +111,8 @@ def test_the_shipped_space_is_what_is_generated():
     shipped = {file.name: file.read_bytes() for file in SPACE.iterdir() if file.is_file() and file.suffix != ".whl"}
     stated = yaml.safe_load(shipped["README.md"].decode().split("---\n")[1])["sdk_version"]
     made = space_files([MODEL], "mask-prediction", wheel=False, gradio_version=stated)
-    fix = "python -c \"from hfseg.hub.space import *; write_space('spaces/mask-prediction', ['hfseg/shapes-segformer'], " \
-          "'mask-prediction', wheel=False)\" writes them again"
+    fix = "python -c \"from hfseg.hub.space import *; write_space('spaces/mask-prediction', " \
+          "['hfseg/shapes-segformer'], 'mask-prediction', wheel=False)\" writes them again"
     assert shipped == made, fix
 
 

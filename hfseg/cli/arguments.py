@@ -65,7 +65,7 @@ def check_data_flags(flags: list[str]) -> None:
         UserError: For the first of them.
     """
     for flag in flags:
-        if flag.startswith("--") and not flag.startswith("--data."):
+        if flag.startswith("--") and not flag.startswith("--data.") and flag.partition("=")[0] != "--task":
             raise UserError(f"this command takes no {flag.partition('=')[0]}", "--data.* and what --help lists")
 
 

@@ -59,7 +59,8 @@ def init(arguments: list[str]) -> None:
     """Write a recipe that fits some data."""
     parser = Parser("hfseg init", description=(
         "Look at the data and print a commented recipe that fits it.\n"
-        "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open."))
+        "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open, and --task\n"
+        "instance or panoptic for data with objects."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
     options, flags = parser.parse_known_args(arguments)
@@ -137,8 +138,8 @@ def print_scores(results: dict) -> None:
 def predict(arguments: list[str]) -> None:
     """Predict masks of images."""
     parser = Parser("hfseg predict", description=(
-        "Write a semantic map, an overlay and the areas of each image; and where objects are told apart, a map of their "
-        "ids, with scores, boxes and masks in the JSON file."))
+        "Write a semantic map, an overlay and the areas of each image; and where objects are told apart, a map of "
+        "their ids, with scores, boxes and masks in the JSON file."))
     parser.add_argument("--threshold", type=float, help="least score of an object that is shown (default: 0.5)")
     parser.add_argument("model", help="run directory, folder or hub id")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="images, folders, globs")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hfseg.data.images import decode_map, name_of
+from hfseg.data.images import decode_map, name_of, read_row
 from hfseg.errors import BadSample
 
 
@@ -24,12 +24,17 @@ def class_counts(data, split: str, limit: int = 500, skip_bad: bool = False) -> 
     total = np.zeros(schema.num_labels, np.int64)
     if hasattr(rows, "__len__"):
         indices = np.unique(np.linspace(0, len(rows) - 1, min(limit, len(rows))).astype(int))
-        picked = rows.select(indices).select_columns(["semantic_map"])
+        picked = rows.select(indices)
+        picked = picked.select_columns(["semantic_map"]) if data.task == "semantic" else picked
     else:
         picked = rows.take(limit)
     for number, row in enumerate(picked):
-        name = name_of(row["semantic_map"]) or f"label map {number} of {split}"
+        name = name_of(row.get("semantic_map") or row.get("image")) or f"label map {number} of {split}"
         try:
+            if data.task != "semantic":
+                ids = read_row(row, schema, data.channels).semantic_map
+                total += np.bincount(ids[ids != schema.ignore_index].ravel(), minlength=schema.num_labels)
+                continue
             ids = schema.apply(decode_map(row["semantic_map"], name, schema.rgb), sample=name)
         except BadSample:
             if skip_bad:

@@ -43,6 +43,7 @@ class Report:
         widths: (num_labels,) mean width of each class in pixels, as area over half of its outline.
         ignored: Pixels without a class.
         bad: What is wrong with the samples that could not be read.
+        task: What the data was read for.
     """
 
     schema: LabelSchema
@@ -61,6 +62,7 @@ class Report:
     map_kinds: Counter = field(default_factory=Counter)
     ignored: int = 0
     bad: list[str] = field(default_factory=list)
+    task: str = "semantic"
 
     @property
     def shares(self) -> np.ndarray:
@@ -111,6 +113,7 @@ def inspect_data(data: SegmentationData | StreamingSegmentationData, limit: int 
         schema=data.schema,
         labels=data.labels,
         channels=data.channels,
+        task=data.task,
         splits={split: None if data.streaming else len(rows) for split, rows in data.items()},
         train=data.train,
         validation=data.validation,
@@ -123,7 +126,8 @@ def inspect_data(data: SegmentationData | StreamingSegmentationData, limit: int 
     for row in _rows(data, limit):
         try:
             sample = read_row(row, data.schema, data.channels)
-            image, label = look_at(row["image"]), look_at(row["semantic_map"])
+            stored = row.get("segment_map") or row.get("semantic_map")
+            image, label = look_at(row["image"]), look_at(stored) if stored is not None else None
         except UnknownValues:
             raise  # passing over such maps would train on the others alone
         except BadSample as error:
@@ -133,7 +137,7 @@ def inspect_data(data: SegmentationData | StreamingSegmentationData, limit: int 
         report.looked += 1
         report.sizes[sample.image.shape[:2]] += 1
         report.kinds[image.kind] += 1
-        report.map_kinds[label.kind] += 1
+        report.map_kinds[label.kind if label else "listed objects"] += 1
         ids = sample.semantic_map
         counts = np.bincount(ids.ravel(), minlength=data.schema.ignore_index + 1)
         report.ignored += int(counts[data.schema.ignore_index])
@@ -201,9 +205,9 @@ def write_recipe(report: Report, path: str | Path, given: DataConfig | None = No
         *(f"#   {line}" for line in str(report).splitlines()),
         "#",
         "# Every other field has its default: hfseg train --help lists them.",
+        *([] if report.task == "semantic" else [f"task: {report.task}"]),
         "model:",
-        "  # On the hub. With no network: hfseg/shapes-segformer (shipped), or segformer (random weights).",
-        "  name: nvidia/mit-b0",
+        *_MODELS[report.task],
     ]
     if report.channels != 3:
         lines.append(f"  # Images have {report.channels} bands: the first layer is adapted to them.")
@@ -218,7 +222,9 @@ def write_recipe(report: Report, path: str | Path, given: DataConfig | None = No
             f"  # {some} cannot be used, see above: `skip` passes over them, `stop` stops there.",
             "  on_bad_sample: skip",
         ]
-    lines += ["augment:", *_augmentation(report, crop, crop_why), "loss:", *_loss(report), "train:"]
+    masks = report.task != "semantic"
+    lines += ["augment:", *_augmentation(report, crop, crop_why)]
+    lines += ["train:"] if masks else ["loss:", *_loss(report), "train:"]
     if count:
         epochs = int(np.clip(round(STEPS * batch / count), 10, 300))
         steps = epochs * -(-count // batch)
@@ -236,14 +242,31 @@ def write_recipe(report: Report, path: str | Path, given: DataConfig | None = No
         f"  num_train_epochs: {epochs}",
         f"  # For {f'crops of {crop[0]} x {crop[1]}' if crop else 'whole images'}; less if memory runs out.",
         f"  per_device_train_batch_size: {batch}",
-        "  # Usual for pretrained SegFormers; ten times as much from random weights.",
-        "  learning_rate: 6.0e-5",
+        *(_MASK_TRAINING if masks else [
+            "  # Usual for pretrained SegFormers; ten times as much from random weights.",
+            "  learning_rate: 6.0e-5",
+        ]),
         "eval:",
         f"  # About {min(epochs, 20)} evaluations in the run, on {report.validation or 'no split yet'}.",
         f"  eval_epochs: {max(1, round(epochs / 20))}",
         f"output_dir: {_value(f'runs/{name}')}",
     ]
     return "\n".join(lines) + "\n"
+
+
+_MODELS = {
+    "semantic": ["  # On the hub. With no network: hfseg/shapes-segformer (shipped), or segformer (random weights).",
+                 "  name: nvidia/mit-b0"],
+    **{task: [f"  # On the hub. With no network: {offline} (random weights).",
+              f"  name: facebook/mask2former-swin-tiny-coco-{task}"]
+       for task, offline in (("instance", "mask2former, or hfseg/mask-rcnn"), ("panoptic", "mask2former"))},
+}  # fmt: skip
+_MASK_TRAINING = [
+    "  # Usual for Mask2Former: the backbone at a tenth of the head's 1e-4, short steps; 3e-4 from random weights.",
+    "  learning_rate: 1.0e-5",
+    "  weight_decay: 0.05",
+    "  max_grad_norm: 0.01",
+]
 
 
 def _value(value) -> str:

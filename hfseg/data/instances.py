@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -215,8 +215,10 @@ def make_schema(categories: list[Category] | None, labels: LabelsConfig | LabelS
     return schema
 
 
-def open_instances(path: Path | str, splits: dict[str, Any] | None, task: str, labels: LabelsConfig | LabelSchema,
-                   skip: bool) -> tuple[dict[str, Any], LabelSchema, list[str]]:
+def open_instances(
+    path: Path | str, splits: dict[str, Any] | None, task: str, labels: LabelsConfig | LabelSchema, skip: bool,
+    find: Callable[[str], Path | None] | None = None,
+) -> tuple[dict[str, Any], LabelSchema, list[str]]:  # fmt: skip
     """Opens data with objects.
 
     Args:
@@ -225,6 +227,7 @@ def open_instances(path: Path | str, splits: dict[str, Any] | None, task: str, l
         task: `instance` or `panoptic`.
         labels: What the recipe says.
         skip: Leave out what is missing.
+        find: Gives the local path of a file beside the tables, or None.
 
     Returns:
         Dataset by split, the schema, and notes.
@@ -234,7 +237,10 @@ def open_instances(path: Path | str, splits: dict[str, Any] | None, task: str, l
     """
     if splits is not None:
         splits, categories = from_tables(splits)
-        return splits, make_schema(categories, labels, task, str(path), {}), []
+        declared = read_declared(find) if find else {}
+        if "schema" in declared:  # written by hfseg, and says what are things
+            categories = None
+        return splits, make_schema(categories, labels, task, str(path), declared), []
     root = Path(path)
     listed = read_annotations(root, task, skip)
     if listed is not None:

@@ -272,12 +272,13 @@ def _open_objects(path, name, revision, streaming, task, labels, scenes, skip):
         return splits, make_schema(None, labels, task, path, {"schema": chosen}), []
     local = Path(path).expanduser()
     if not local.exists():
-        return open_instances(path, read_hub(path, name, revision, streaming), task, labels, skip)
+        return open_instances(path, read_hub(path, name, revision, streaming), task, labels, skip,
+                              partial(find_on_hub, path, revision))
     tables = local.suffix == ".parquet" or (local / "dataset_dict.json").is_file() or (
         local / "state.json").is_file() or any(local.rglob("*.parquet"))
     if tables:
         opened, _ = read_local(local, streaming=streaming, skip=skip)
-        return open_instances(path, opened, task, labels, skip)
+        return open_instances(path, opened, task, labels, skip, partial(find_beside, local))
     return open_instances(local, None, task, labels, skip)
 
 

@@ -12,6 +12,8 @@ from hfseg.errors import UserError
 if TYPE_CHECKING:
     import gradio as gr
 
+KEEP_ALIVE = 120  # seconds
+
 
 def build_demo(models: str | os.PathLike | Sequence[str | os.PathLike] | None = None) -> gr.Blocks:
     """Builds the page; `launch` it with the settings of `launch_settings`, or call `launch`.
@@ -50,8 +52,26 @@ def launch(models: str | os.PathLike | Sequence[str | os.PathLike] | None = None
     Raises:
         UserError: As `build_demo` does, or when the port is taken.
     """
+    page, url = start(models, **settings)
+    print(f"The page is at {url} (Ctrl-C stops it)", flush=True)
+    page.block_thread()
+
+
+def start(models: str | os.PathLike | Sequence[str | os.PathLike] | None = None, **settings: Any) -> tuple[Any, str]:
+    """Builds the page and serves it in the background.
+
+    Args:
+        models: As for `build_demo`.
+        **settings: Of gradio's `launch`, such as `server_port`; 0 takes any free one.
+
+    Returns:
+        The page, whose `close` ends it, and its address.
+
+    Raises:
+        UserError: As `build_demo` does, or when the port is taken.
+    """
     page = build_demo(models)
-    settings = launch_settings() | settings | {"prevent_thread_lock": True, "quiet": True}
+    settings = {**launch_settings(), "quiet": True, **settings, "prevent_thread_lock": True}
     if settings.get("server_port") == 0:
         with socket.create_server(("127.0.0.1", 0)) as free:
             settings["server_port"] = free.getsockname()[1]
@@ -61,8 +81,9 @@ def launch(models: str | os.PathLike | Sequence[str | os.PathLike] | None = None
         if "port" not in str(error):
             raise
         raise UserError(str(error).splitlines()[0], "a free port", "--port 0 takes one") from error
-    print(f"The page is at {url} (Ctrl-C stops it)", flush=True)
-    page.block_thread()
+    # By default a connection is dropped after 5 seconds without a request, also while a busy server has yet to read it.
+    page.server.config.timeout_keep_alive = KEEP_ALIVE
+    return page, url
 
 
 def launch_settings() -> dict[str, Any]:

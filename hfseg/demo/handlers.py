@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import threading
 import time
-from collections.abc import Mapping
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
+import gradio as gr
 import numpy as np
 from PIL import Image
 
-from hfseg.demo.encoding import message
+from hfseg.demo.encoding import encode, message, no_class
 from hfseg.demo.exports import KINDS, Request, write_export
 from hfseg.demo.limits import read_upload, told
 from hfseg.demo.models import Models
+from hfseg.demo.video import MOST_FRAMES, segment_frame, segment_video
 from hfseg.errors import UserError
 from hfseg.result import Segmentation
 from hfseg.segmenter import Segmenter
@@ -22,6 +26,9 @@ TILES = {"automatic": None, "off": 0, "512": 512, "1024": 1024}
 SIZES = {"as it is": None, "2048": 2048, "1024": 1024, "512": 512}
 VIEWS = ("horizontal_flip", "vertical_flip", "0.75", "1.25")
 LARGE = 4_000_000  # pixels; above, the network is shown tiles unless it resizes images anyway
+
+ENCODED = 4  # images that promptable models remember
+MOST_POINTS = 100
 
 
 class Handlers:
@@ -33,6 +40,8 @@ class Handlers:
 
     def __init__(self, models: Models):
         self.models = models
+        self._looked_at: OrderedDict[tuple, Any] = OrderedDict()
+        self._lock = threading.Lock()
 
     def segment(
         self, image: str | None, model: str, compare_with: str | None = None, tiles: str = "automatic",
@@ -55,6 +64,8 @@ class Handlers:
         with told(image):
             options = Options(tiles, views, longest_side)
             chosen = [model] + ([compare_with] if compare_with and compare_with != model else [])
+            if model in self.models.prompted:  # it says nothing by itself: an empty map to add masks to
+                return self._message({model: nothing(read_upload(image))}, image, {}, [])
             start = time.perf_counter()
             segmenters = {name: self._segmenter(name) for name in chosen}
             times = {"wait for model": time.perf_counter() - start, "read": 0.0}
@@ -65,7 +76,7 @@ class Handlers:
                 times["read"] += time.perf_counter() - start
                 results[name], note = run(segmenter, array, options, times)
                 notes += [note] * (note is not None and note not in notes)
-            return message(results, array, image, times, notes)
+            return self._message(results, image, times, notes)
 
     def export(
         self, semantic_map: str | None, kind: str, photo: str | None, request: dict | None,
@@ -90,8 +101,84 @@ class Handlers:
                 raise UserError(f"no export of kind {str(kind)[:40]!r}", ", ".join(KINDS))
             return write_export(Request.read(semantic_map, photo, request, segment_map), kind)
 
+    def prompt(self, image: str | None, model: str, prompts: dict | None) -> tuple[str, dict[str, Any]]:
+        """Finds the mask of what was pointed at. An image is encoded once, however often it is asked about.
+
+        Args:
+            image: A file: JPEG, PNG, TIFF, WebP...
+            model: One of the page's promptable models.
+            prompts: `points` as a list of [x, y, label], in pixels, where label 1 lies on the object and 0 does not;
+                `box` as [left, top, right, bottom]; any `number`, which comes back.
+
+        Returns:
+            The mask as a PNG of 0 and 255, at the image's own size; and `score`, the IoU that the model expects,
+            `milliseconds`, and the `number`.
+        """
+        with told(image):
+            if model not in self.models.prompted:
+                raise UserError(f"this page has no promptable model {str(model)[:100]!r}",
+                                ", ".join(self.models.prompted) or "none", "hfseg demo MODEL PROMPTABLE-MODEL")
+            points, labels, box, number = read_prompts(prompts)
+            prompter = self.models.get(model)
+            start = time.perf_counter()
+            mask, score = prompter.predict(self._encoded(model, prompter, image), points, labels, box)
+            facts = {"score": float(score), "milliseconds": 1000 * (time.perf_counter() - start), "number": number}
+            return encode(Image.fromarray(mask * np.uint8(255)), "mask.png")["path"], facts
+
+    def video(
+        self, video: str | None, model: str, every: float = 1, progress: gr.Progress | None = None,
+    ) -> tuple[str, str]:  # fmt: skip
+        """Segments the frames of a video, up to the page's cap.
+
+        Args:
+            video: A file: MP4, WebM, MOV...
+            model: One of the page's models.
+            every: Every how many frames one is taken, 1 to 60.
+
+        Returns:
+            An MP4 (H.264) of the video and its classes side by side, and what was done, in a line.
+        """
+        with told(video):
+            segmenter = self._segmenter(model)
+            whole = isinstance(every, (int, float)) and every == int(every)
+            path, facts = segment_video(video, segmenter, int(every) if whole else every, progress or (lambda *_: None))
+        shown = ", ".join(f"{name} {share:.1f} %" for name, share in facts["classes"][:8])
+        cut = f" The cap is {MOST_FRAMES}; the rest was left out." if facts["cut"] else ""
+        return path, f"{facts['frames']} frames, {facts['seconds']:.1f} s at {facts['fps']:g} fps.{cut} Mean: {shown}"
+
+    def frame(self, frame: np.ndarray | None, model: str) -> np.ndarray | None:
+        """Segments one frame of a webcam.
+
+        Args:
+            frame: The picture.
+            model: One of the page's models.
+
+        Returns:
+            The frame with its classes, at most 480 pixels long.
+        """
+        if frame is None:
+            return None
+        with told():
+            return segment_frame(frame, self._segmenter(model))
+
+    def _encoded(self, model: str, prompter: Any, image: str | None) -> Any:
+        """The image as the model keeps it; the last few images are remembered."""
+        array = read_upload(image)
+        key = model, hashlib.blake2b(array.tobytes(), digest_size=16).digest(), array.shape
+        with self._lock:
+            if key not in self._looked_at:
+                self._looked_at[key] = prompter.encode(array)
+            self._looked_at.move_to_end(key)
+            while len(self._looked_at) > ENCODED:
+                self._looked_at.popitem(last=False)
+            return self._looked_at[key]
+
+    def _message(self, results: dict[str, Segmentation], image: str | None, times: dict, notes: list) -> dict[str, Any]:
+        array = next(iter(results.values())).image
+        return message(results, array, image, times, notes) | {"prompter": next(iter(self.models.prompted), None)}
+
     def _segmenter(self, name: str) -> Segmenter:
-        if name not in self.models.names:
+        if name not in self.models.names or name in self.models.prompted:
             raise UserError(f"this page has no model {str(name)[:100]!r}", ", ".join(self.models.names))
         return self.models.get(name)
 
@@ -154,6 +241,44 @@ def run(
     return result, note
 
 
+def nothing(image: np.ndarray) -> Segmentation:
+    """Makes a map without a class.
+
+    Args:
+        image: (H, W, C).
+
+    Returns:
+        A result in which no pixel has a class.
+    """
+    return Segmentation(np.full(image.shape[:2], no_class({}), np.uint8), {}, (), image=image)
+
+
+def read_prompts(prompts: Any) -> tuple[list, list, list | None, int]:
+    """Checks what was pointed at.
+
+    Args:
+        prompts: As the endpoint says.
+
+    Returns:
+        Points, their labels, a box or None, and the number.
+
+    Raises:
+        UserError: For anything else.
+    """
+    prompts = prompts if isinstance(prompts, dict) else {}
+    points, box, number = prompts.get("points") or [], prompts.get("box"), prompts.get("number")
+    good = isinstance(points, list) and len(points) <= MOST_POINTS and all(_numbers(point, 3) for point in points)
+    if not good or not (box is None or _numbers(box, 4)):
+        raise UserError("prompts of another form", f"up to {MOST_POINTS} points [x, y, label] and perhaps a box "
+                        "[left, top, right, bottom]")
+    return [point[:2] for point in points], [point[2] for point in points], box, number if _numbers([number], 1) else 0
+
+
+def _numbers(values: Any, count: int) -> bool:
+    plain = isinstance(values, list) and len(values) == count
+    return plain and all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
 def _smaller(image: np.ndarray, longest: int | None) -> np.ndarray:
     height, width = image.shape[:2]
     if longest is None or max(height, width) <= longest:
@@ -180,18 +305,3 @@ def _at_size(result: Segmentation, image: np.ndarray) -> Segmentation:
     if result.segments is None:
         changes["segment_map"] = None
     return replace(result, **changes)
-
-
-def state_line(models: Models, name: str) -> Mapping[str, Any]:
-    """Tells a visitor how far a model is.
-
-    Args:
-        models: The page's.
-        name: One of them.
-
-    Returns:
-        `state`, and a `text` for it.
-    """
-    state, reason = models.state(name)
-    texts = {"waiting": "not loaded yet", "loading": "loading", "ready": "ready", "failed": f"failed: {reason}"}
-    return {"state": state, "model": name, "text": texts[state]}

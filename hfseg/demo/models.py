@@ -14,11 +14,11 @@ import numpy as np
 
 from hfseg.errors import UserError
 from hfseg.models.configs import load_config, readable_errors, resolve_name
+from hfseg.prompter import PROMPTABLE, Prompter
 from hfseg.run_directory import RECIPE, WEIGHTS
 from hfseg.segmenter import Segmenter
 
 SHIPPED_MODEL = "hfseg/shapes-segformer"
-PROMPTABLE = ("sam", "sam_hq", "sam2", "sam2_video", "edgetam", "edgetam_video", "sam3_tracker")
 
 
 def default_model(folder: str | os.PathLike = "runs") -> str:
@@ -63,7 +63,7 @@ class Models:
         self.paths = _shown(names)
         self.configs = {name: _config(path) for name, path in self.paths.items()}
         self.prompted = [name for name, config in self.configs.items() if config.model_type in PROMPTABLE]
-        self.names = [name for name in self.paths if name not in self.prompted]
+        self.names = [name for name in self.paths if name not in self.prompted] or self.prompted
         self.kept, self._found, self._lock = kept, OrderedDict[str, Future](), threading.RLock()
         self._one_at_a_time = threading.Lock()
 
@@ -133,11 +133,7 @@ class Models:
 
 
 def _loader(prompted: bool) -> Callable[[str], Any]:
-    if not prompted:
-        return _ready_segmenter
-    from hfseg.prompter import Prompter
-
-    return Prompter.from_pretrained
+    return Prompter.from_pretrained if prompted else _ready_segmenter
 
 
 def _ready_segmenter(path: str) -> Segmenter:

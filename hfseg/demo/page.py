@@ -12,9 +12,10 @@ from hfseg.demo.examples import find_examples
 from hfseg.demo.handlers import SIZES, TILES, VIEWS, Handlers
 from hfseg.demo.limits import KEPT_SECONDS, MAX_FILE_SIZE, MAX_PIXELS, WAITING
 from hfseg.demo.models import Models
+from hfseg.demo.video import FRAME_SIDE, MOST_FRAMES, WEBCAM_EVERY, WEBCAM_SECONDS, WEBCAM_SIDE
 
 STATIC = Path(__file__).resolve().parent / "static"
-SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "viewer")
+SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "prompts", "editor", "viewer")
 MODEL_QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}  # the cores are the model's: one call at a time
 
 
@@ -33,20 +34,37 @@ def build_page(models: Models) -> gr.Blocks:
         with gr.Row(elem_id="masthead"):
             gr.HTML("<h1>Mask prediction</h1><p>Every pixel gets a class.</p>", elem_id="title")
             status = state_pill(models)
-        with gr.Tabs(elem_id="tabs"), gr.Tab("Image", id="image"):
-            image_tab(handlers)
-        timer = gr.Timer(1.0)
-        timer.tick(lambda: _status(models, timer), None, [status, timer], queue=False, show_progress="hidden",
-                   api_visibility="private")
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Image", id="image"):
+                chosen = image_tab(handlers)
+            if models.names != models.prompted:
+                with gr.Tab("Video", id="video"):
+                    chosen += video_tab(handlers)
+                with gr.Tab("Webcam", id="webcam"):
+                    chosen += webcam_tab(handlers)
+        timer = gr.Timer(0.7)  # until all that was begun is loaded
+
+        def watch() -> tuple[list[dict[str, str]], gr.Timer]:
+            states = _states(models)
+            return states, gr.Timer(active=any(one["state"] == "loading" for one in states))
+
+        gr.on([timer.tick, page.load], watch, None, [status, timer], queue=False, show_progress="hidden",
+              api_visibility="private")  # fmt: skip
+        gr.on([one.change for one in chosen], lambda *names: [models.start(name) for name in names if name] and None,
+              chosen, None, queue=False, api_visibility="private", show_progress="hidden"
+              ).then(watch, None, [status, timer], queue=False, show_progress="hidden", api_visibility="private")
     page.queue(max_size=WAITING, default_concurrency_limit=1)
     return page
 
 
-def image_tab(handlers: Handlers) -> None:
+def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
     """Lays out the tab for one image.
 
     Args:
         handlers: What answers.
+
+    Returns:
+        The components that choose models.
     """
     models = handlers.models
     names = models.names
@@ -72,7 +90,7 @@ def image_tab(handlers: Handlers) -> None:
                 longest = gr.Dropdown(list(SIZES), value="as it is", label="Longest side", elem_id="longest",
                                       info="pixels that the network is shown")  # fmt: skip
             gr.HTML(f"<p>Up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} and {MAX_PIXELS // 1_000_000} million "
-                    "pixels. Files are deleted after an hour.</p>", elem_id="limits")  # fmt: skip
+                    "pixels. Files are deleted after an hour.</p>", elem_classes="limits")  # fmt: skip
         with gr.Column(scale=4, min_width=320, elem_id="output"):
             viewer = make_viewer()
     inputs = [image, model, other, tiles, views, longest]
@@ -84,9 +102,67 @@ def image_tab(handlers: Handlers) -> None:
                             show_progress="hidden")  # fmt: skip
     chosen.then(handlers.segment, inputs, viewer, js=BEGIN, show_progress="hidden", api_visibility="private",
                 trigger_mode="always_last", **MODEL_QUEUE).failure(None, None, None, js=FAILED)  # fmt: skip
-    gr.on([model.change, other.change], lambda *chosen: [models.start(name) for name in chosen if name] and None,
-          [model, other], None, queue=False, api_visibility="private", show_progress="hidden")  # fmt: skip
     export_channel(handlers, viewer)
+    prompt_channel(handlers, viewer)
+    return [model, other]
+
+
+def video_tab(handlers: Handlers) -> list[gr.Dropdown]:
+    """Lays out the tab for videos.
+
+    Args:
+        handlers: What answers.
+
+    Returns:
+        The components that choose models.
+    """
+    names = handlers.models.names
+    with gr.Row(elem_id="video-tab"):
+        with gr.Column(scale=1, min_width=270):
+            video = gr.Video(label="Video", sources=["upload"], height=230, elem_id="video-input", buttons=[])
+            video.preprocess = as_it_is
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="video-model")
+            every = gr.Slider(1, 30, value=1, step=1, label="Every n-th frame", elem_id="video-every")
+            run = gr.Button("Segment the video", variant="primary", elem_id="video-segment")
+            gr.HTML(f"<p>The first {MOST_FRAMES} frames, at most {FRAME_SIDE} pixels long. Sound is left out.</p>",
+                    elem_classes="limits")  # fmt: skip
+        with gr.Column(scale=4, min_width=320):
+            result = gr.Video(label="Video and classes", interactive=False, autoplay=True, elem_id="video-result",
+                              height=460, buttons=["download"])  # fmt: skip
+            facts = gr.Textbox(label="Result", interactive=False, elem_id="video-facts", lines=1, max_lines=3)
+
+    def process(video: str | None, model: str, every: float, progress=gr.Progress()) -> tuple[str, str]:  # noqa: B008
+        return handlers.video(video, model, every, lambda done, all: progress((done, all), unit="frames"))
+
+    process.__doc__ = handlers.video.__doc__
+    run.click(process, [video, model, every], [result, facts], api_name="video", show_progress_on=[result],
+              **MODEL_QUEUE)  # fmt: skip
+    return [model]
+
+
+def webcam_tab(handlers: Handlers) -> list[gr.Dropdown]:
+    """Lays out the tab for a webcam.
+
+    Args:
+        handlers: What answers.
+
+    Returns:
+        The components that choose models.
+    """
+    names = handlers.models.names
+    with gr.Row(elem_id="webcam-tab"):
+        with gr.Column(scale=1, min_width=270):
+            camera = gr.Image(sources=["webcam"], streaming=True, type="numpy", label="Webcam", height=300,
+                              elem_id="webcam-input")  # fmt: skip
+            model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="webcam-model")
+            gr.HTML(f"<p>{1 / WEBCAM_EVERY:g} frames a second at most, {WEBCAM_SIDE} pixels long, for "
+                    f"{WEBCAM_SECONDS} seconds; then start again. Frames are not kept.</p>", elem_classes="limits")
+        with gr.Column(scale=4, min_width=320):
+            shown = gr.Image(label="Classes", interactive=False, elem_id="webcam-result", height=460, buttons=[],
+                             format="jpeg", show_label=False)  # fmt: skip
+    camera.stream(handlers.frame, [camera, model], shown, api_name="frame", stream_every=WEBCAM_EVERY,
+                  time_limit=WEBCAM_SECONDS, show_progress="hidden", **MODEL_QUEUE)  # fmt: skip
+    return [model]
 
 
 def export_channel(handlers: Handlers, viewer: gr.HTML) -> None:
@@ -104,6 +180,22 @@ def export_channel(handlers: Handlers, viewer: gr.HTML) -> None:
         js="async () => await window.hfsegViewer.exportRequest()", show_progress="hidden", concurrency_limit=2,
     ).success(None, [download], None, js="(file) => window.hfsegViewer.download(file)").failure(
         None, None, None, js=FAILED)  # fmt: skip
+
+
+def prompt_channel(handlers: Handlers, viewer: gr.HTML) -> None:
+    """Connects clicks and boxes in the viewer to the promptable model.
+
+    Args:
+        handlers: What answers.
+        viewer: The viewer.
+    """
+    photo, mask = gr.File(visible="hidden"), gr.File(visible="hidden")
+    model, prompts, answer = gr.Textbox(visible="hidden"), gr.JSON(visible="hidden"), gr.JSON(visible="hidden")
+    viewer.prompt(
+        handlers.prompt, [photo, model, prompts], [mask, answer], api_name="prompt", show_progress="hidden",
+        js="() => window.hfsegViewer.editor.prompts.request()", trigger_mode="always_last", **MODEL_QUEUE,
+    ).success(None, [mask, answer], None, js="(mask, facts) => window.hfsegViewer.editor.prompts.answer(mask, facts)"
+              ).failure(None, None, None, js="() => window.hfsegViewer.editor.prompts.clear()")  # fmt: skip
 
 
 BEGIN = "(...values) => { window.hfsegViewer.begin(values[0]); return values; }"
@@ -140,18 +232,12 @@ def state_pill(models: Models) -> gr.HTML:
 
 
 def _states(models: Models) -> list[dict[str, str]]:
-    texts = {"loading": "loading", "ready": "ready", "failed": "failed"}
     found = []
     for name in models.paths:
         state, reason = models.state(name)
         if state != "waiting":
-            found.append({"state": state, "text": f"{name}: {texts[state]}", "reason": reason})
+            found.append({"state": state, "text": f"{name}: {state}", "reason": reason})
     return found
-
-
-def _status(models: Models, timer: gr.Timer) -> tuple[Any, Any]:
-    states = _states(models)
-    return states, gr.Timer(1.0 if any(one["state"] == "loading" for one in states) else 4.0)
 
 
 def as_it_is(payload: Any) -> str | None:

@@ -98,9 +98,9 @@ def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if facts.results is None:
         return None
     words = {
-        "instance": "Average precision as COCO has it: detections are ranked by their score; one is right if the IoU "
-                    "of its mask with an object that no better one found is above a threshold, and the score is the mean "
-                    "over the thresholds 0.50, 0.55 ... 0.95 of the area under the curve of precision over recall. "
+        "instance": "Average precision as COCO has it: detections are ranked by their score. One is right if the IoU "
+                    "of its mask with an object that no better one found is above a threshold. The score is the mean, "
+                    "over the thresholds 0.50, 0.55 ... 0.95, of the area under the curve of precision over recall. "
                     f"The {facts.protocol.get('max_detections', 100)} best detections of an image count. The boundary "
                     "score compares outlines as well, and is the stricter one for large objects.",
         "panoptic": "Panoptic quality: a predicted and a true segment of one class match if their IoU is above a half. "

@@ -11,6 +11,7 @@ from hfseg.hub.card_text import code, counted, fenced, is_repo_id, line, listing
 from hfseg.metrics.scorers import MAIN_SCORE, WORDS
 from hfseg.models import FAMILIES
 from hfseg.models.configs import SHIPPED
+from hfseg.models.networks import architecture_of
 from hfseg.run_directory import SAMPLES
 
 _SHOWN_CLASSES = 30  # named in a sentence; a table has all of them
@@ -28,7 +29,7 @@ _ARCHITECTURES = {
 }  # fmt: skip
 _DOES = {
     "semantic": "labels every pixel of an image with one of {}",
-    "instance": "finds every object of {} in an image, each with its mask",
+    "instance": "finds the objects in an image, each with its mask, of {}",
     "panoptic": "divides an image into objects, each with its mask, and areas, of {}",
 }  # fmt: skip
 
@@ -261,6 +262,8 @@ def _origin(facts: Facts, metadata: dict[str, Any]) -> str:
     if started := facts.training.get("backbone_weights"):
         return f"Its backbone started from {line(started)}, all else from random weights. It was trained{on}{by}."
     name, revision = recipe.model.name, facts.training.get("base_revision")
+    if architecture_of(name) and recipe.model.backbone:
+        return f"It was trained{on} from the ImageNet weights of its backbone {code(recipe.model.backbone)}{by}."
     if is_repo_id(base) and name == base:
         start = repository(base) + (f" (commit {code(str(revision)[:12])})" if revision else "")
     elif (SHIPPED / name.removeprefix("hfseg/")).is_dir() and name.startswith("hfseg/"):

@@ -49,11 +49,12 @@ def data_card(
     merge = Merge(old, "README.md")
     needed = _description(splits, features)
     rows = sum(split.rows for split in splits)
+    kinds = ["semantic"] if data.task == "semantic" else [data.task, "semantic"]
     values = merge.metadata({
         "pretty_name": line(repo_id.split("/")[-1]),
         "task_categories": ["image-segmentation"],
-        "task_ids": ["semantic-segmentation"],
-        "tags": ["hfseg", "image-segmentation", "semantic-segmentation"],
+        "task_ids": [f"{kind}-segmentation" for kind in kinds],
+        "tags": ["hfseg", "image-segmentation", *(f"{kind}-segmentation" for kind in kinds)],
         "size_categories": [next((name for most, name in SIZES.items() if rows < most), "10M<n<100M")],
         **needed,
     })  # fmt: skip
@@ -147,9 +148,13 @@ def _columns(schema: LabelSchema, features: datasets.Features) -> str:
     if not isinstance(features["image"], datasets.Image):
         image += ", a npy array or a TIFF, which `tifffile` and hfseg read"
     bits = 8 if schema.dtype == np.uint8 else 16
+    objects = "" if "instances" not in features else (
+        "\n- `instances`: the objects, each with `category_id` (the class id), `iscrowd` (a region of many that "
+        "nobody told apart), `id` (from 1), and `segmentation`: its mask as COCO run-length code, in JSON. "
+        f"`hfseg train --task {'instance' if all(schema.is_thing) else 'panoptic'}` reads them.")
     return (f"## Columns\n\n- `image`: {image}.\n- `semantic_map`: a PNG of one channel of {bits} bits, as large as "
             f"the image: the class id of every pixel, {schema.ignore_index} where it has none.\n- `image_id`: its "
-            "name, once in each split.")
+            "name, once in each split." + objects)
 
 
 def _usage(repo_id: str, splits: Sequence[WrittenSplit], features: datasets.Features) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hfseg.data.images import ARRAY_SUFFIXES, Sample, read_row
+from hfseg.data.instances import OBJECTS
 from hfseg.data.sources import SegmentationData, StreamingSegmentationData
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
@@ -112,6 +114,7 @@ def write_splits(
                         "image": stored if isinstance(features["image"], datasets.Image) else stored["bytes"],
                         "semantic_map": {"bytes": _png(sample.semantic_map), "path": None},
                         "image_id": row_id,
+                        **({"instances": _objects(sample)} if "instances" in features else {}),
                     })  # fmt: skip
                     _count(split, sample, data.schema)
                     if i in picks and len(split.samples) < SAMPLES:
@@ -130,14 +133,29 @@ def columns(data: Data) -> datasets.Features:
         data: What `load_data` gave.
 
     Returns:
-        Features; `image` is `datasets.Image`, or `Value("binary")` for npy files and TIFFs that PIL cannot read.
+        Features; `image` is `datasets.Image`, or `Value("binary")` for npy files and TIFFs that PIL cannot read; there
+        are `instances` where the data has objects.
     """
     pictures = all(_is_picture(rows) for rows in data.values())
+    names = datasets.ClassLabel(names=list(data.schema.names))
+    objects = {} if data.task == "semantic" else {"instances": datasets.List({**OBJECTS, "category_id": names})}
     return datasets.Features({
         "image": datasets.Image() if pictures else datasets.Value("binary"),
         "semantic_map": datasets.Image(),
         "image_id": datasets.Value("string"),
+        **objects,
     })  # fmt: skip
+
+
+def _objects(sample: Sample) -> list[dict[str, Any]]:
+    """The objects of a sample, by their class ids; those of no class are left out."""
+    found = sample.segments
+    return [
+        {"category_id": int(label), "iscrowd": bool(crowd), "id": number, "segmentation": json.dumps(
+            {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")})}
+        for number, (code, label, crowd) in enumerate(zip(found.codes(), found.labels, found.crowd, strict=True), 1)
+        if label >= 0
+    ]  # fmt: skip
 
 
 def split_names(data: Data) -> dict[str, str]:
@@ -256,7 +274,8 @@ class _Shards:
         self.schema = features.arrow_schema
         leaves = {"image": "image.bytes" if isinstance(features["image"], datasets.Image) else None}
         encoded = [leaf for leaf in (leaves["image"], "semantic_map.bytes") if leaf]
-        others = ["image", "image.path", "semantic_map.path", "image_id"]
+        others = ["image", "image.path", "semantic_map.path", "image_id",
+                  *(f"instances.list.element.{name}" for name in OBJECTS)]
         # PNG and JPEG are compressed; arrays are not.
         self.options = {"compression": {**dict.fromkeys(others, "snappy"), **dict.fromkeys(encoded, "none")},
                         "use_dictionary": False, "use_content_defined_chunking": CHUNKS, "write_page_index": True}

@@ -118,7 +118,8 @@ def published_schema(schema: LabelSchema) -> LabelSchema:
                             if i is None and name != "ignored")  # fmt: skip
     ids = tuple((i, i) for i in range(schema.num_labels))
     return LabelSchema(schema.names, schema.palette, (*ids, (schema.ignore_index, None)),
-                       (*schema.names, ", ".join(ignored) or "ignored"), origin=public(schema.origin))  # fmt: skip
+                       (*schema.names, ", ".join(ignored) or "ignored"), origin=public(schema.origin),
+                       things=schema.things)  # fmt: skip
 
 
 def _read(path_or_data: str | os.PathLike | Data, overrides: Sequence[str]) -> tuple[Data, DataConfig]:

@@ -18,6 +18,8 @@ from hfseg.errors import UserError
 # What the parts of a call are called, and the methods of a segmenter that they are.
 STAGES = {"read and decode": "_read", "preprocess": "_pixel_values", "forward": "_network",
           "upsample and argmax": "_upsample"}  # fmt: skip
+OBJECT_STAGES = {"read and decode": "_read", "preprocess": "_pixel_values", "forward": "_forward",
+                 "masks to segments": "_segments_of"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def profile_call(segmenter: Any, image: Any, rounds: int, device: torch.device) 
     spent = time_stages(segmenter, device)
     result = segmenter(image)  # what is compiled or loaded on the first call
     memory = _peak_extra_bytes(lambda: segmenter(image), device)
-    taken: dict[str, list[float]] = {name: [] for name in (*STAGES, "other", "total")}
+    taken: dict[str, list[float]] = {name: [] for name in (*spent, "other", "total")}
     for _ in range(rounds):
         spent.update(dict.fromkeys(spent, 0.0))
         start = _now(device)
@@ -98,7 +100,8 @@ def time_stages(segmenter: Any, device: torch.device) -> dict[str, float]:
     Returns:
         Seconds by stage, which calls add to.
     """
-    spent = dict.fromkeys(STAGES, 0.0)
+    stages = STAGES if segmenter.task == "semantic" else OBJECT_STAGES
+    spent = dict.fromkeys(stages, 0.0)
 
     def timed(name: str, method: Callable) -> Callable:
         def call(*arguments, **more):
@@ -110,7 +113,7 @@ def time_stages(segmenter: Any, device: torch.device) -> dict[str, float]:
 
         return call
 
-    for name, method in STAGES.items():
+    for name, method in stages.items():
         setattr(segmenter, method, timed(name, getattr(segmenter, method)))
     return spent
 

@@ -28,6 +28,7 @@ from hfseg.models.networks.smp import SmpConfig
 from hfseg.models.networks.smp_checkpoints import is_smp, load_smp, smp_processor
 from hfseg.models.networks.weights import pretrain
 from hfseg.models.quiet import quiet_transformers
+from hfseg.models.relabelling import relabel, set_labels
 
 ODD_SIZE = (64, 97)
 
@@ -143,7 +144,7 @@ def load_model(
     if own or source in CONFIG_MAPPING or weights == "random":
         pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
         if labels is not None:
-            _set_labels(model_config, labels)
+            set_labels(model_config, labels)
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
                 part.num_channels = 3 if pretrained else channels
@@ -165,7 +166,6 @@ def load_model(
     else:
         model = _load_weights(source, model_config, family, report, hub)
         if labels is not None:
-            relabel = _rebuilt if family.predicts_masks else _relabel
             model = relabel(model, family, labels, report)
     if channels != _input_channels(model):
         _adapt_channels(model, channels, report)
@@ -313,93 +313,6 @@ def _load_tokenizer(model: nn.Module, family: Family, source: str, hub: dict, re
     except (OSError, ValueError) as error:
         raise UserError(f"{report.name} reads text, and has no tokenizer", "a checkpoint with its tokenizer's files",
                         "start from one, such as shi-labs/oneformer_ade20k_swin_tiny") from error
-
-
-def _rebuilt(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> nn.Module:
-    """Builds the network anew for other labels; classes known by name keep the rows of their weights.
-
-    A row per class and one for "no object" after them, where there is one, is how all of these classifiers are laid
-    out but those of the detectors, which start fresh unless the labels are the same.
-    """
-    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    if old_names == list(labels.names):
-        _set_labels(model.config, labels)
-        report.kept_classes = old_names
-        return model
-    _set_labels(model.config, labels)
-    fresh = type(model)(model.config).float()
-    old, match = model.state_dict(), labels.align(old_names)
-    prefixes = tuple(f"{path}." for path in family.classifiers)
-    new, kept, rowwise = fresh.state_dict(), {}, set()
-    for key, value in old.items():
-        if not key.startswith(prefixes):
-            if key in new and new[key].shape == value.shape:
-                kept[key] = value
-        elif len(value) - len(old_names) == len(new[key]) - labels.num_labels in (0, 1):
-            rows = new[key].clone()
-            for class_id, old_id in enumerate(match):
-                if old_id >= 0:
-                    rows[class_id] = value[old_id]
-            rows[labels.num_labels :] = value[len(old_names) :]
-            kept[key] = rows
-            rowwise.add(key)
-    fresh.load_state_dict(kept, strict=False)
-    if rowwise:
-        report.kept_classes = [name for name, old_id in zip(labels.names, match) if old_id >= 0]
-    left = [name for old_id, name in enumerate(old_names) if old_id not in set(match)]
-    if left:
-        report.notes.append(f"classes dropped: {', '.join(left[:20])}" + (", ..." if len(left) > 20 else ""))
-    whole = len(report.kept_classes) == labels.num_labels
-    report.new = sorted({*report.new, *(key for key in new if key not in kept), *(() if whole else rowwise)})
-    report.loaded = len(new) - len(report.new)
-    return fresh
-
-
-def _set_labels(config, labels: LabelSchema) -> None:
-    config.id2label, config.label2id = labels.id2label, labels.label2id
-    if hasattr(config, "semantic_loss_ignore_index"):
-        config.semantic_loss_ignore_index = labels.ignore_index
-
-
-def _relabel(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> nn.Module:
-    """Gives the classifiers one output per label, keeping the weights of classes known by name."""
-    old_names = [model.config.id2label[i] for i in range(model.config.num_labels)]
-    fresh = {name.rsplit(".", 1)[0] for name in report.new}
-    match = labels.align(old_names)
-    _set_labels(model.config, labels)
-    for path in family.classifiers:
-        parent_path, _, leaf = path.rpartition(".")
-        try:
-            parent = model.get_submodule(parent_path)
-            old = getattr(parent, leaf)
-        except AttributeError:
-            continue  # the auxiliary head is optional
-        if old is None:
-            continue
-        new = nn.Conv2d(old.in_channels, labels.num_labels, old.kernel_size, old.stride, old.padding,
-                        bias=old.bias is not None)
-        nn.init.normal_(new.weight, std=getattr(model.config, "initializer_range", 0.02))
-        if new.bias is not None:
-            nn.init.zeros_(new.bias)
-        if path not in fresh:
-            with torch.no_grad():
-                for class_id, old_id in enumerate(match):
-                    if old_id >= 0:
-                        new.weight[class_id] = old.weight[old_id]
-                        if new.bias is not None:
-                            new.bias[class_id] = old.bias[old_id]
-            report.kept_classes = [labels.names[i] for i, old_id in enumerate(match) if old_id >= 0]
-            left = [name for old_id, name in enumerate(old_names) if old_id not in set(match)]
-            if left and f"classes dropped: {', '.join(left)}" not in report.notes:
-                report.notes.append(f"classes dropped: {', '.join(left)}")
-            if len(report.kept_classes) < labels.num_labels:
-                report.new += [f"{path}.{name}" for name, _ in new.named_parameters()]
-                report.loaded -= len(list(new.parameters()))
-        setattr(parent, leaf, new)
-    for module in model.modules():  # transformers' own losses read it
-        if isinstance(getattr(module, "num_labels", None), int):
-            module.num_labels = labels.num_labels
-    return model
 
 
 def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:

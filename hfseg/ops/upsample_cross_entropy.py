@@ -22,7 +22,7 @@ def upsample_cross_entropy(
     Value and gradient equal those of `F.cross_entropy(F.interpolate(logits, labels.shape[-2:], mode="bilinear"),
     labels, ...)`, but no tensor of C x H x W exists, neither for the value nor for the gradient: the gradient of each
     strip is brought down to the logits' own size at once. Without a labelled pixel value and gradient are 0, where
-    torch gives NaN.
+    torch gives NaN. An infinite or NaN logit may make the value NaN at ignored pixels, too.
 
     Args:
         logits: (B, C, h, w), any float type; computed in float32 at least.

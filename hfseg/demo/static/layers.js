@@ -40,6 +40,27 @@ class Layer {
     this.pixels = counts;
   }
 
+  // Area and box of every segment, counted anew after a correction.
+  measure() {
+    if (!this.hasSegments) return;
+    const found = this.segments.map(() => [0, this.width, this.height, 0, 0]);
+    for (let y = 0, i = 0; y < this.height; y++) {
+      for (let x = 0; x < this.width; x++, i++) {
+        const one = found[this.keys[i]];
+        one[0]++;
+        if (x < one[1]) one[1] = x;
+        if (y < one[2]) one[2] = y;
+        if (x >= one[3]) one[3] = x + 1;
+        if (y >= one[4]) one[4] = y + 1;
+      }
+    }
+    this.segments.forEach((segment, key) => {
+      if (!segment) return;
+      const [area, left, top, right, bottom] = found[key];
+      Object.assign(segment, { area, bbox: area ? [left, top, right - left, bottom - top] : [0, 0, 0, 0] });
+    });
+  }
+
   classAt(index) {
     return this.classes.get(this.ids[index]) || null;
   }

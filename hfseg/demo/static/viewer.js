@@ -15,6 +15,7 @@ class Viewer {
     this.painter = new Painter(this.stage.canvas);
     this.handle = root.querySelector(".hv-handle");
     this.readout = root.querySelector(".hv-readout");
+    this.editor = new Editor(root, this);
     this.listen();
     this.setView("overlay");
   }
@@ -33,6 +34,7 @@ class Viewer {
     this.find("[data-act=outlines]").addEventListener("click", () => this.setOutlines(!this.look.outlines));
     this.find("[data-act=fit]").addEventListener("click", () => this.fit());
     this.stage.box.addEventListener("keydown", (event) => this.key(event));
+    this.stage.box.addEventListener("contextmenu", (event) => this.tool && event.preventDefault());
     for (const button of this.root.querySelectorAll("[data-export]")) {
       button.addEventListener("click", () => this.export(button.dataset.export));
     }
@@ -123,7 +125,7 @@ class Viewer {
     this.showSegment();
     this.legend.build();
     this.fit();
-    this.onTaken?.();
+    this.editor.reset();
   }
 
   // Where the time went, from the click to the painted mask.
@@ -217,8 +219,9 @@ class Viewer {
   }
 
   key(event) {
-    if (event.target !== this.stage.box || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (this.tool?.key?.(event)) return event.preventDefault();
+    if (event.target !== this.stage.box) return;
+    if (this.editor.key(event)) return event.preventDefault();
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const step = 60 * this.stage.ratio;
     const moves = { ArrowLeft: [step, 0], ArrowRight: [-step, 0], ArrowUp: [0, step], ArrowDown: [0, -step] };
     if (KEYS[event.key]) this.setView(KEYS[event.key]);
@@ -299,6 +302,8 @@ class Viewer {
   // -- what is under the pointer ------------------------------------------------------------------------
 
   pointAt(at) {
+    this.pointer = at;
+    if (this.tool) this.paint();
     const inside = at && at.inside && this.layers.length;
     this.readout.dataset.shown = String(Boolean(inside));
     if (!inside) {
@@ -393,7 +398,7 @@ class Viewer {
     }
     const classes = [...layer.classes.values()].map(({ id, name, colour }) => ({ id, name, colour }));
     const hidden = classes.filter((one) => this.look.hidden.has(one.name)).map((one) => one.id);
-    const infos = layer.segments.slice(1).map(({ id, label_id, score }) => ({ id, label_id, score }));
+    const infos = layer.segments.filter((one) => one?.area).map(({ id, label_id, score }) => ({ id, label_id, score }));
     const request = { classes, hidden, opacity: this.look.opacity, name: this.message.name, segments: infos };
     const photo = ["cutout", "overlay"].includes(this.exporting) ? this.message.photo : null;
     return [map, this.exporting, photo, request, segments];

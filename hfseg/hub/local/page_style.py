@@ -199,6 +199,7 @@ aside .use > h3 { font-size: .87rem; color: var(--quiet); font-weight: 400; marg
   .wide { display: none; }
   table.list th, table.list td { padding: .45rem .6rem; }
 }
+@media (max-width: 26rem) { header, header nav { gap: .4rem .55rem; font-size: .92rem; } }
 @media print { header, footer, .tabs, .bar { display: none; } }
 """.strip()
 

@@ -21,8 +21,13 @@ DPT               projecting before the upsampling in its neck was built and  le
                   measured: 1.1 of the neck, 1.0 of DPT-L
 Mask2Former       deformable attention, decoder, masks and loss; a training                   1.4
                   step with Swin-T (512 x 512, batch 2)
+                  the same; a forward with Swin-T (512 x 512), of which 1.05                  1.4
+                  by small masks of inner layers
+OneFormer         deformable attention, decoder, masks and loss; a forward                    1.4
+                  with Swin-T (512 x 512)
 EoMT              matcher and loss; a training step with ViT-S (256 x 256)                    1.2
-OneFormer         deformable attention, matcher and loss; not measured
+                  small masks of inner layers; a forward with ViT-S                           1.1
+                  (512 x 512) and masked attention in four layers
 MobileNetV2       pooled branch is one position: 2.6 % of the arithmetic      left alone
 MobileViT, V2     the same: 0.5 % and 1.5 %                                   left alone
 Sapiens2          transposed convolutions or pixel shuffle, each followed by  nothing linear
@@ -31,8 +36,16 @@ Sapiens2          transposed convolutions or pixel shuffle, each followed by  no
 
 Not moved: UPerNet's and BEiT's inner 3x3 convolutions, whose input is a sum with the upsampled map; their pooled
 branches, under 2 % of the head; the upsampling of the logits to the image in UPerNet, after which there is nothing
-linear; Mask2Former's attention masks from a resized pixel embedding, which was built and measured: 3 to 4 % of an
-inference for a top-level class that stands in, and no memory.
+linear.
+
+Attention masks of inner layers come from a resized pixel embedding where nobody else asks for those masks: inference
+without auxiliary logits. In training the loss needs them whole, and OneFormer's output always holds them. Published
+checkpoints of EoMT have no masked attention in inference, so the gain there is for those that were fine-tuned. The
+matcher's points are sampled from the masks, not from the embedding: for 12,544 points the 256 channels of an embedding
+take 7 times as long as 100 masks, and 2 times as long as making and sampling them (384 channels and 200 masks: 6 and 2;
+`scripts/benchmark.py masks_others`).
+
+All of it knows the sources of transformers 5.18 to 5.24, which are all releases so far that go with huggingface-hub 2.
 
 The gradient of Mask2Former's fused parts cannot be differentiated again: `unfuse` for that.
 """

@@ -1,17 +1,22 @@
-"""One page and one browser for all tests of the demo."""
+"""One page and one browser for all tests of the demo: test files import these fixtures, which start each once."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from promptable import tiny
 
 CHROMIUM_FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
@@ -19,31 +24,35 @@ CHROMIUM_FLAGS = [
     "--use-fake-ui-for-media-stream",
 ]  # fmt: skip
 MODEL = "hfseg/shapes-segformer"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 HOSTILE = "<img src=x onerror=\"window.hacked=1\">&amp;"  # a class that somebody called so
 
 
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Iterator[SimpleNamespace]:
+@pytest.fixture(scope="session", name="demo")
+def demo_fixture() -> SimpleNamespace:
     """A page that serves four models: the shipped one, one that differs, one of 300 classes, and a promptable one."""
     pytest.importorskip("gradio")
-    folder = tmp_path_factory.mktemp("demo")
-    before = os.environ.get("GRADIO_TEMP_DIR")
+    return serve()
+
+
+@cache
+def serve() -> SimpleNamespace:
+    """Starts the page, once in this process."""
+    folder = Path(tempfile.mkdtemp(prefix="hfseg-test-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     os.environ |= {"GRADIO_TEMP_DIR": str(folder / "cache"), "GRADIO_ANALYTICS_ENABLED": "False"}
-    from hfseg.demo import build_demo, launch_settings
+    from hfseg.demo import start
 
-    models = [MODEL, _other_model(folder / "other-model"), _many_classes(folder / "many-classes")]
-    page = build_demo(models)
-    _, url, _ = page.launch(**launch_settings(), prevent_thread_lock=True, quiet=True)
-    yield SimpleNamespace(url=url, folder=folder, models=models, cache=folder / "cache", page=page)
-    page.close()
-    if before is None:
-        del os.environ["GRADIO_TEMP_DIR"]
-    else:
-        os.environ["GRADIO_TEMP_DIR"] = before
+    models = [MODEL, _other_model(folder / "other-model"), _many_classes(folder / "many-classes"),
+              tiny("sam2", folder / "tiny-sam2")]  # fmt: skip
+    page, url = start(models, server_port=0)
+    atexit.register(page.close)
+    shown = ["/".join(Path(name).parts[-2:]) for name in models]
+    return SimpleNamespace(url=url, models=models, shown=shown, cache=folder / "cache", page=page)
 
 
-@pytest.fixture(scope="session")
-def photo(tmp_path_factory) -> Path:
+@pytest.fixture(scope="session", name="photo")
+def photo_fixture(tmp_path_factory) -> Path:
     """A scene whose sides divide by nothing."""
     from hfseg.data.shapes import scene
 
@@ -52,34 +61,45 @@ def photo(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session")
-def browser() -> Iterator:
+@pytest.fixture(scope="session", name="browser")
+def browser_fixture() -> Any:
     """Chromium with a webcam that shows a test picture."""
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if chromium is None:
+    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
         pytest.skip("there is no Chromium; `make test` installs it where apt works")
-    with sync_api.sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
-        context = playwright.chromium.launch_persistent_context(
-            profile, executable_path=chromium, args=CHROMIUM_FLAGS, viewport={"width": 1366, "height": 860},
-            accept_downloads=True, permissions=["camera", "clipboard-read", "clipboard-write"])
-        context.set_default_timeout(90_000)
-        yield context
+    return start_browser()
+
+
+@cache
+def start_browser() -> Any:
+    """Starts the browser, once in this process."""
+    from playwright.sync_api import sync_playwright
+
+    playwright, profile = sync_playwright().start(), tempfile.mkdtemp(prefix="hfseg-browser-")
+    context = playwright.chromium.launch_persistent_context(
+        profile, executable_path=CHROMIUM, args=CHROMIUM_FLAGS, viewport={"width": 1366, "height": 860},
+        accept_downloads=True, permissions=["camera"])
+    context.set_default_timeout(90_000)
+
+    def stop():
         context.close()
+        playwright.stop()
+        shutil.rmtree(profile, ignore_errors=True)
+
+    atexit.register(stop)
+    return context
 
 
-@pytest.fixture
-def page(browser, demo, request) -> Iterator:
+@pytest.fixture(name="page")
+def page_fixture(browser, demo, request) -> Iterator:
     """The demo in a tab of its own; in the end, nothing outside was asked for, and no script failed."""
     tab, outside, errors = browser.new_page(), [], []
 
-    def decide(route):
-        if route.request.url.startswith((demo.url, demo.url.replace("127.0.0.1", "localhost"))):
-            return route.continue_()
-        outside.append(route.request.url)
-        return route.abort()
+    def look(request):  # a route would see it, too, and switch the browser's cache off
+        if not request.url.startswith((demo.url, "data:", "blob:")):
+            outside.append(request.url)
 
-    tab.route("**/*", decide)
+    tab.on("request", look)
     tab.on("pageerror", lambda error: errors.append(str(error)))
     tab.goto(demo.url + (getattr(request, "param", "") or ""))
     tab.wait_for_selector(".hv[data-state=empty]")
@@ -87,6 +107,20 @@ def page(browser, demo, request) -> Iterator:
     hacked = tab.evaluate("window.hacked")
     tab.close()
     assert not outside and not errors and hacked is None
+
+
+def write_video(file: Path, frames: int, size: tuple[int, int] = (101, 75)) -> Path:
+    """Writes a video in which every frame is of one grey."""
+    import av
+
+    with av.open(str(file), "w") as out:
+        stream = out.add_stream("libvpx-vp9" if file.suffix == ".webm" else "mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = size[0] // 2 * 2, size[1] // 2 * 2, "yuv420p"
+        for number in range(frames):
+            picture = np.full((stream.height, stream.width, 3), 20 * (number % 10), np.uint8)
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        out.mux(stream.encode())
+    return file
 
 
 def _other_model(folder: Path) -> str:
@@ -123,9 +157,3 @@ def _many_classes(folder: Path) -> str:
     model.save_pretrained(folder)
     SegformerImageProcessor(do_resize=False).save_pretrained(folder)
     return str(folder)
-
-
-def map_of(file: str | Path) -> np.ndarray:
-    """The ids of a PNG of the demo."""
-    stored = np.asarray(Image.open(file)).astype(np.int64)
-    return stored[..., 0] + 256 * stored[..., 1] if stored.ndim == 3 else stored
