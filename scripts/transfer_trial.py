@@ -56,6 +56,8 @@ def table(found: dict) -> list[str]:
             weights, strategy = arm.split()
             step = first_reached(curve["steps"], curve["mean"], best)
             when = "never in this budget" if math.isinf(step) else f"{step:.0f} steps"
+            if step == curve["steps"][0]:  # it was there at the first look
+                when = f"at most {when}"
             each = result.get("seconds_per_step", {}).get(strategy)
             if each and not math.isinf(step):
                 when += f", {step * each:.0f} s"
@@ -68,7 +70,7 @@ def draw(found: dict, path: Path) -> None:
     """Draws a panel per data set: each arm's mean, the range of its seeds, and the random network's best."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
     for axes, (name, result) in zip(figure.subplots(1, len(found), squeeze=False)[0], found.items()):
         for arm, curve in result["arms"].items():
             weights, strategy = arm.split()
@@ -80,7 +82,7 @@ def draw(found: dict, path: Path) -> None:
         axes.axhline(max(result["arms"]["random full"]["mean"]), color="#868e96", lw=1, ls=":")
         axes.set(xlabel="step", ylabel="validation mean IoU", title=SET[name][2])
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False, fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
     figure.savefig(path, dpi=90, metadata={"Software": None})
 
 
