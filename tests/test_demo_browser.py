@@ -407,7 +407,7 @@ def test_segments_are_selected_by_a_click(page, photo):
     for one in (sent["source"], sent["maps"][0]["ids"], sent["maps"][0]["segments"]):
         one["url"] = address.partition("file=")[0] + "file=" + one["path"]
     page.evaluate(f"sent => {VIEWER}.take(sent)", json.loads(json.dumps(sent)))
-    wait_painted(page, page.get_attribute(".hv", "data-painted"))
+    assert page.get_attribute(".hv", "data-painted") == str(sent["number"])
     plain = canvas(page)
     drag(page, (50, 40), (50, 40))
     assert page.get_attribute(".hv", "data-segment") == "3" and (canvas(page) != plain).any()

@@ -304,4 +304,6 @@ def _at_size(result: Segmentation, image: np.ndarray) -> Segmentation:
         changes["confidence"] = _resize(result.confidence, size, Image.Resampling.BILINEAR)
     if result.segments is None:
         changes["segment_map"] = None
+    else:  # whole masks, beside the map, have the other size
+        changes["segments"] = [{key: value for key, value in one.items() if key != "rle"} for one in result.segments]
     return replace(result, **changes)

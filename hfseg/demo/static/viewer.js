@@ -419,6 +419,16 @@ class Viewer {
   }
 }
 
+// Gradio's examples are pictures in buttons without a name.
+function nameExamples() {
+  document.querySelectorAll("#examples .gallery-item").forEach((button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
+}
+const examples = document.querySelector("#examples");
+if (examples) {
+  new MutationObserver(nameExamples).observe(examples, { childList: true, subtree: true });
+  nameExamples();
+}
+
 const viewer = new Viewer(element.querySelector(".hv"));
 window.hfsegViewer = viewer;
 watch("value", () => viewer.take(props.value));
