@@ -437,5 +437,4 @@ def test_the_webcam_is_segmented(page):
     page.get_by_role("tab", name="Webcam").click()
     page.get_by_text("Click to Access Webcam").click()
     page.locator("#webcam-input .capture-button").click()
-    page.wait_for_selector("#webcam-result img")
-    assert page.eval_on_selector("#webcam-result img", "one => one.decode().then(() => one.naturalWidth)") == 480
+    page.wait_for_function("document.querySelector('#webcam-result img')?.naturalWidth === 480")

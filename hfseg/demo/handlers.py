@@ -222,8 +222,8 @@ def run(
         UserError: When the network cannot take them.
     """
     shown, note = _smaller(image, options.longest_side), None
-    tile = options.tile
-    if tile is None and shown.shape[0] * shown.shape[1] > LARGE and not getattr(segmenter.processor, "do_resize", 0):
+    tile, large = options.tile, shown.shape[0] * shown.shape[1] > LARGE
+    if tile is None and large and segmenter.task == "semantic" and not getattr(segmenter.processor, "do_resize", False):
         tile, note = 1024, "Large image: computed in tiles of 1024 pixels."
     timed, spent = segmenter.using(tile=tile, tta=options.views).timed()
     start = time.perf_counter()

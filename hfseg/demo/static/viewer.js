@@ -71,7 +71,8 @@ class Viewer {
 
   begin(given) {
     this.started = performance.now();
-    if (given) this.busy("Segmenting");
+    const waits = document.querySelector("#status [data-state=loading]");
+    if (given) this.busy(waits ? "Loading the model" : "Segmenting");
   }
 
   busy(text) {
