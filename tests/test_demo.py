@@ -130,6 +130,26 @@ def test_segments_travel_with_their_scores(tmp_path):
     assert ids_of(layer)[1, 0] == 255 == layer["none"]  # 9 has no name
 
 
+def test_objects_keep_their_segments_at_any_size():
+    from mask_networks import CONFIGS
+
+    from hfseg.demo.handlers import Options, run
+    from hfseg.models import load_model
+
+    model, processor = load_model("mask2former", ["sky", "cat"], task="instance", config=CONFIGS["mask2former"])
+    segmenter = hfseg.Segmenter(model, processor, task="instance", threshold=0.0, mask_threshold=0.3)
+    image = np.random.default_rng(0).integers(0, 255, (64, 600, 3)).astype(np.uint8)
+    whole, _ = run(segmenter, image, Options(), {})
+    np.testing.assert_array_equal(whole.segment_map, segmenter(image).segment_map)
+    times: dict[str, float] = {}
+    small, note = run(segmenter, image, Options(longest_side="512"), times)
+    assert small.segment_map.shape == (64, 600) and "512 x 55" in note and times["forward"] > 0
+    assert [entry["area"] for entry in small.segments_info] == [
+        int((small.segment_map == one["id"]).sum()) for one in small.segments]
+    with pytest.raises(UserError, match="tiles"):
+        run(segmenter, image, Options(tiles="512"), {})
+
+
 # -- videos -----------------------------------------------------------------------------------------------
 
 
@@ -341,6 +361,18 @@ def test_names_of_models_show_no_path_and_a_wrong_one_is_told_at_once(demo, tmp_
 
         os.utime(tmp_path / name / "model.safetensors", (number, number))
     assert default_model(tmp_path).endswith("quickstart-2")
+
+
+def test_the_command_says_what_is_wrong(capsys, tmp_path, monkeypatch):
+    from hfseg import demo
+    from hfseg.cli import main
+
+    assert main(["demo", str(tmp_path / "nothing")]) == 2 and "no folder" in capsys.readouterr().err
+    assert main(["demo", "--port", "many"]) == 2
+    asked = {}
+    monkeypatch.setattr(demo, "launch", lambda models, **settings: asked.update(settings, models=models))
+    assert main(["demo", "a/b", "c/d", "--port", "0"]) == 0
+    assert asked == {"models": ["a/b", "c/d"], "server_port": 0, "server_name": None}
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(tmp_path, demo):

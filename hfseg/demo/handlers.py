@@ -222,8 +222,8 @@ def run(
         UserError: When the network cannot take them.
     """
     shown, note = _smaller(image, options.longest_side), None
-    tile = options.tile
-    if tile is None and shown.shape[0] * shown.shape[1] > LARGE and not getattr(segmenter.processor, "do_resize", 0):
+    tile, large = options.tile, shown.shape[0] * shown.shape[1] > LARGE
+    if tile is None and large and segmenter.task == "semantic" and not getattr(segmenter.processor, "do_resize", False):
         tile, note = 1024, "Large image: computed in tiles of 1024 pixels."
     timed, spent = segmenter.using(tile=tile, tta=options.views).timed()
     start = time.perf_counter()
@@ -304,4 +304,6 @@ def _at_size(result: Segmentation, image: np.ndarray) -> Segmentation:
         changes["confidence"] = _resize(result.confidence, size, Image.Resampling.BILINEAR)
     if result.segments is None:
         changes["segment_map"] = None
+    else:  # whole masks, beside the map, have the other size
+        changes["segments"] = [{key: value for key, value in one.items() if key != "rle"} for one in result.segments]
     return replace(result, **changes)

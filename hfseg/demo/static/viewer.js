@@ -71,7 +71,8 @@ class Viewer {
 
   begin(given) {
     this.started = performance.now();
-    if (given) this.busy("Segmenting");
+    const waits = document.querySelector("#status [data-state=loading]");
+    if (given) this.busy(waits ? "Loading the model" : "Segmenting");
   }
 
   busy(text) {
@@ -417,6 +418,16 @@ class Viewer {
     link.click();
     link.remove();
   }
+}
+
+// Gradio's examples are pictures in buttons without a name.
+function nameExamples() {
+  document.querySelectorAll("#examples .gallery-item").forEach((button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
+}
+const examples = document.querySelector("#examples");
+if (examples) {
+  new MutationObserver(nameExamples).observe(examples, { childList: true, subtree: true });
+  nameExamples();
 }
 
 const viewer = new Viewer(element.querySelector(".hv"));
