@@ -59,8 +59,9 @@ class Handlers:
             longest_side: Down to how many pixels the image is made smaller for the network: as it is, 2048, 1024, 512.
 
         Returns:
-            Twice, first without the confidence: the photo, and per model the class ids (grey PNG, from 255 classes on red + 256 green), the confidence
-            (PNG, 255 is certain), class names, colours and segments; the milliseconds of each part.
+            Twice, first without the confidence: the photo, and per model the class ids (grey PNG, from 255 classes on
+            red + 256 green), the confidence (PNG, 255 is certain), class names, colours and segments; the milliseconds
+            of each part.
         """
         with told(image):
             options = Options(tiles, views, longest_side)
