@@ -32,7 +32,7 @@ def expected(photo) -> hfseg.Segmentation:
 
 def send(page, file) -> None:
     """Uploads a photo, which starts the model, and waits until its mask is painted."""
-    before = page.get_attribute(".hv", "data-painted")
+    before = page.get_attribute(".hv", "data-complete")
     if page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").count():
         page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").first.click()
     page.set_input_files("#photo input[type=file]", str(file))
@@ -40,7 +40,7 @@ def send(page, file) -> None:
 
 
 def wait_painted(page, before) -> None:
-    page.wait_for_function("before => document.querySelector('.hv').dataset.painted !== before", arg=before)
+    page.wait_for_function("before => document.querySelector('.hv').dataset.complete !== before", arg=before)
 
 
 def choose(page, dropdown: str, text: str) -> None:
