@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 # What is installed follows from pyproject.toml and from where this checkout lies.
 KEY := $(shell (cat pyproject.toml; pwd) | cksum | cut -d' ' -f1)
 
-.PHONY: quickstart test test-slow lint benchmark clean
+.PHONY: quickstart test test-slow lint chromium benchmark clean
 
 quickstart: $(VENV)/.hfseg-$(KEY)
 	$(BIN)/hfseg quickstart $(ARGS)
 	@echo "hfseg is $(BIN)/hfseg; '. $(BIN)/activate' puts it on the path."
 
-test: $(VENV)/.hfseg-test-$(KEY) lint
+test: $(VENV)/.hfseg-test-$(KEY) lint chromium
 	$(BIN)/python -m pytest $(ARGS)
 
 test-slow: $(VENV)/.hfseg-test-$(KEY)
@@ -20,6 +20,14 @@ test-slow: $(VENV)/.hfseg-test-$(KEY)
 lint: $(VENV)/.hfseg-test-$(KEY)
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
+
+# The browser that the demo is tested in, where apt can install it; elsewhere these tests are skipped, and say so.
+chromium:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null \
+		|| ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] \
+		|| { apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends \
+			chromium fonts-dejavu-core fonts-liberation; } >/dev/null 2>&1 \
+		|| echo "no Chromium: the demo is not tested in a browser"
 
 benchmark: $(VENV)/.hfseg-test-$(KEY)
 	$(BIN)/python scripts/benchmark.py $(ARGS)

@@ -47,6 +47,11 @@ def ids_of(layer: dict) -> np.ndarray:
     return stored[..., 0] + 256 * stored[..., 1] if stored.ndim == 3 else stored
 
 
+def segment(handlers, *arguments, **options) -> dict:
+    *_, shown = handlers.segment(*arguments, **options)
+    return shown
+
+
 # -- by name ----------------------------------------------------------------------------------------------
 
 
@@ -99,7 +104,7 @@ def test_an_image_is_encoded_once(handlers, photo, demo):
 def test_a_smaller_view_of_the_image_gives_a_map_of_its_own_size(handlers, tmp_path, segmenter):
     image = np.random.default_rng(0).integers(0, 255, (300, 700, 3)).astype(np.uint8)
     Image.fromarray(image).save(tmp_path / "wide.png")
-    shown = handlers.segment(str(tmp_path / "wide.png"), MODEL, longest_side="512")
+    shown = segment(handlers, str(tmp_path / "wide.png"), MODEL, longest_side="512")
     small = np.asarray(Image.fromarray(image).resize((512, 219), Image.Resampling.BOX))
     small_map = Image.fromarray(segmenter(small).semantic_map.astype(np.uint8))
     expected = small_map.resize((700, 300), Image.Resampling.NEAREST)
@@ -111,8 +116,8 @@ def test_large_images_are_computed_in_tiles(handlers, photo, monkeypatch):
     from hfseg.demo import handlers as module
 
     monkeypatch.setattr(module, "LARGE", 1000)
-    assert handlers.segment(str(photo), MODEL)["notes"] == ["Large image: computed in tiles of 1024 pixels."]
-    assert handlers.segment(str(photo), MODEL, tiles="off")["notes"] == []
+    assert segment(handlers, str(photo), MODEL)["notes"] == ["Large image: computed in tiles of 1024 pixels."]
+    assert segment(handlers, str(photo), MODEL, tiles="off")["notes"] == []
 
 
 def test_segments_travel_with_their_scores(tmp_path):
@@ -128,6 +133,26 @@ def test_segments_travel_with_their_scores(tmp_path):
     np.testing.assert_array_equal(stored, np.where(segment_map < 0, 0xFFFFFF, segment_map))
     assert [(one["id"], one["score"], one["area"]) for one in layer["segments_info"]] == [(7, 0.5, 2), (70000, 0.25, 3)]
     assert ids_of(layer)[1, 0] == 255 == layer["none"]  # 9 has no name
+
+
+def test_objects_keep_their_segments_at_any_size():
+    from mask_networks import CONFIGS
+
+    from hfseg.demo.handlers import Options, run
+    from hfseg.models import load_model
+
+    model, processor = load_model("mask2former", ["sky", "cat"], task="instance", config=CONFIGS["mask2former"])
+    segmenter = hfseg.Segmenter(model, processor, task="instance", threshold=0.0, mask_threshold=0.3)
+    image = np.random.default_rng(0).integers(0, 255, (64, 600, 3)).astype(np.uint8)
+    whole, _ = run(segmenter, image, Options(), {})
+    np.testing.assert_array_equal(whole.segment_map, segmenter(image).segment_map)
+    times: dict[str, float] = {}
+    small, note = run(segmenter, image, Options(longest_side="512"), times)
+    assert small.segment_map.shape == (64, 600) and "512 x 55" in note and times["forward"] > 0
+    assert [entry["area"] for entry in small.segments_info] == [
+        int((small.segment_map == one["id"]).sum()) for one in small.segments]
+    with pytest.raises(UserError, match="tiles"):
+        run(segmenter, image, Options(tiles="512"), {})
 
 
 # -- videos -----------------------------------------------------------------------------------------------
@@ -222,7 +247,7 @@ def bomb(width: int, height: int) -> bytes:
 def test_bombs_and_what_is_no_image_are_refused_in_words(name, content, said, tmp_path, handlers):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(gr.Error) as told:
-        handlers.segment(str(tmp_path / name), MODEL)
+        segment(handlers, str(tmp_path / name), MODEL)
     text = told.value.message
     assert said in text and name not in text and str(tmp_path) not in text and not told.value.print_exception
 
@@ -232,7 +257,7 @@ def test_a_truncated_image_is_refused_in_words(photo, tmp_path, handlers):
     Image.open(photo).save(whole, "jpeg")
     (tmp_path / "half.jpg").write_bytes(whole.getvalue()[: len(whole.getvalue()) // 2])
     with pytest.raises(gr.Error, match="broken or truncated"):
-        handlers.segment(str(tmp_path / "half.jpg"), MODEL)
+        segment(handlers, str(tmp_path / "half.jpg"), MODEL)
 
 
 def test_arrays_are_measured_by_their_header(tmp_path):
@@ -271,13 +296,13 @@ def pictures(folder: Path, photo: Path) -> dict[str, Path]:
 
 def test_every_kind_of_picture_is_read_as_the_segmenter_reads_it(tmp_path, photo, handlers, segmenter):
     for name, file in pictures(tmp_path, photo).items():
-        shown, expected = handlers.segment(str(file), MODEL), segmenter(file)
+        shown, expected = segment(handlers, str(file), MODEL), segmenter(file)
         np.testing.assert_array_equal(ids_of(shown["maps"][0]), expected.semantic_map, err_msg=name)
         source = Image.open(shown["source"]["path"])
         assert source.size == expected.semantic_map.shape[::-1] == (shown["width"], shown["height"]), name
         assert np.abs(np.asarray(source).astype(float) - expected.image).mean() < 25, name
     sideways = Image.open(tmp_path / "rotated.jpg")
-    assert handlers.segment(str(tmp_path / "rotated.jpg"), MODEL)["width"] == ImageOps.exif_transpose(sideways).width
+    assert segment(handlers, str(tmp_path / "rotated.jpg"), MODEL)["width"] == ImageOps.exif_transpose(sideways).width
 
 
 BAD = [({"model": "nobody/nothing"}, "no model"), ({"model": 7}, "no model"), ({"compare_with": "../x"}, "no model"),
@@ -288,7 +313,7 @@ BAD = [({"model": "nobody/nothing"}, "no model"), ({"model": 7}, "no model"), ({
 @pytest.mark.parametrize(("changed", "said"), BAD)
 def test_every_argument_is_checked(changed, said, handlers, photo):
     with pytest.raises(gr.Error, match=said):
-        handlers.segment(**{"image": str(photo), "model": MODEL, **changed})
+        segment(handlers, **{"image": str(photo), "model": MODEL, **changed})
 
 
 @pytest.mark.parametrize("request_", [
@@ -341,6 +366,18 @@ def test_names_of_models_show_no_path_and_a_wrong_one_is_told_at_once(demo, tmp_
 
         os.utime(tmp_path / name / "model.safetensors", (number, number))
     assert default_model(tmp_path).endswith("quickstart-2")
+
+
+def test_the_command_says_what_is_wrong(capsys, tmp_path, monkeypatch):
+    from hfseg import demo
+    from hfseg.cli import main
+
+    assert main(["demo", str(tmp_path / "nothing")]) == 2 and "no folder" in capsys.readouterr().err
+    assert main(["demo", "--port", "many"]) == 2
+    asked = {}
+    monkeypatch.setattr(demo, "launch", lambda models, **settings: asked.update(settings, models=models))
+    assert main(["demo", "a/b", "c/d", "--port", "0"]) == 0
+    assert asked == {"models": ["a/b", "c/d"], "server_port": 0, "server_name": None}
 
 
 def test_a_model_that_cannot_be_loaded_is_told_and_tried_again(tmp_path, demo):

@@ -32,7 +32,7 @@ def expected(photo) -> hfseg.Segmentation:
 
 def send(page, file) -> None:
     """Uploads a photo, which starts the model, and waits until its mask is painted."""
-    before = page.get_attribute(".hv", "data-painted")
+    before = page.get_attribute(".hv", "data-complete")
     if page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").count():
         page.locator("#photo button[aria-label='Remove Image'], #photo button[aria-label='Clear']").first.click()
     page.set_input_files("#photo input[type=file]", str(file))
@@ -40,7 +40,7 @@ def send(page, file) -> None:
 
 
 def wait_painted(page, before) -> None:
-    page.wait_for_function("before => document.querySelector('.hv').dataset.painted !== before", arg=before)
+    page.wait_for_function("before => document.querySelector('.hv').dataset.complete !== before", arg=before)
 
 
 def choose(page, dropdown: str, text: str) -> None:
@@ -407,7 +407,7 @@ def test_segments_are_selected_by_a_click(page, photo):
     for one in (sent["source"], sent["maps"][0]["ids"], sent["maps"][0]["segments"]):
         one["url"] = address.partition("file=")[0] + "file=" + one["path"]
     page.evaluate(f"sent => {VIEWER}.take(sent)", json.loads(json.dumps(sent)))
-    wait_painted(page, page.get_attribute(".hv", "data-painted"))
+    assert page.get_attribute(".hv", "data-painted") == str(sent["number"])
     plain = canvas(page)
     drag(page, (50, 40), (50, 40))
     assert page.get_attribute(".hv", "data-segment") == "3" and (canvas(page) != plain).any()
@@ -437,5 +437,4 @@ def test_the_webcam_is_segmented(page):
     page.get_by_role("tab", name="Webcam").click()
     page.get_by_text("Click to Access Webcam").click()
     page.locator("#webcam-input .capture-button").click()
-    page.wait_for_selector("#webcam-result img")
-    assert page.eval_on_selector("#webcam-result img", "one => one.decode().then(() => one.naturalWidth)") == 480
+    page.wait_for_function("document.querySelector('#webcam-result img')?.naturalWidth === 480")

@@ -20,8 +20,8 @@ from hfseg.models.networks import ARCHITECTURES
 from hfseg.recipe import Recipe
 
 RATES = {"hfseg/mask-rcnn": 2e-3, "hfseg/yolact": 1e-3, "mask2former": 3e-3}
-QUICK = {"detr": 150, "mask2former": 110, "maskformer": 40, "oneformer": 150, "eomt": 110, "eomt_dinov3": 150,
-         "rf_detr": 150, "hfseg/mask-rcnn": 20, "hfseg/yolact": 20}  # fmt: skip
+QUICK = {"detr": 290, "mask2former": 100, "maskformer": 40, "oneformer": 100, "eomt": 80, "eomt_dinov3": 120,
+         "rf_detr": 280, "hfseg/mask-rcnn": 20, "hfseg/yolact": 20}  # fmt: skip
 NAMES = ["disk", "box", "triangle", "ring", "star", "cable"]
 
 
@@ -53,6 +53,7 @@ def test_every_family_that_predicts_masks_is_tested():
     assert {name for name, family in FAMILIES.items() if family.predicts_masks} == known
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_loss_halves(name, tmp_path):
     recipe = by_heart(name, tmp_path)
@@ -163,11 +164,11 @@ def test_scores_are_identical_on_one_and_two_processes(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("name", "task"), [("mask2former", "panoptic"), ("hfseg/mask-rcnn", "instance"),
-                                            ("hfseg/yolact", "instance"), ("maskformer", "panoptic"),
-                                            ("eomt", "panoptic")])
-def test_four_images_are_learnt_by_heart(name, task, tmp_path):
-    recipe = by_heart(name, tmp_path, task, max_steps=1500, schedule="cosine")
+@pytest.mark.parametrize(("name", "task", "steps"), [
+    ("mask2former", "panoptic", 700), ("hfseg/mask-rcnn", "instance", 400), ("hfseg/yolact", "instance", 500),
+    ("maskformer", "panoptic", 1500), ("eomt", "panoptic", 700),
+])  # fmt: skip
+def test_four_images_are_learnt_by_heart(name, task, steps, tmp_path):
+    recipe = by_heart(name, tmp_path, task, max_steps=steps, schedule="cosine")
     results = hfseg.train(recipe, verbose=False)
-    score = results["panoptic_quality" if task == "panoptic" else "mask_ap"]
-    assert score > 0.9
+    assert results["panoptic_quality" if task == "panoptic" else "mask_ap"] > 0.9

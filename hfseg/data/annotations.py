@@ -7,6 +7,7 @@ row is used.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,13 +16,13 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import yaml
 from PIL import Image
 
-from hfseg.data.folders import _is_picture as is_picture
-from hfseg.data.folders import _split_of as split_of
-from hfseg.data.folders import _walk as walk
+from hfseg.data.folders import is_picture, split_of, walk
 from hfseg.errors import UserError
+from hfseg.ops import rle
 
 FORMATS = ("COCO JSON (instances or panoptic), YOLO (data.yaml, images and labels), LabelMe JSON beside the images, "
            "CVAT annotations.xml, or a folder of instance maps beside the images")
@@ -333,10 +334,6 @@ def _cvat_shape(shape, width: int, height: int) -> Any:
         return [[left, top, right, top, right, bottom, left, bottom]]
     if shape.tag == "mask":  # runs by rows, within a window
         left, top, w, h = (int(float(shape.get(key))) for key in ("left", "top", "width", "height"))
-        import numpy as np
-
-        from hfseg.ops import rle
-
         runs = [int(value) for value in shape.get("rle").split(",")]
         inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(h, w)
         mask = np.zeros((height, width), bool)
@@ -383,8 +380,6 @@ def _read_labelme(folder: Folder, task: str, skip: bool) -> Listed | None:
 
 
 def _labelme_ring(shape: dict) -> list[float] | None:
-    import math
-
     kind, points = shape.get("shape_type") or "polygon", shape.get("points") or []
     if kind == "polygon" and len(points) >= 3:
         return [float(value) for point in points for value in point]

@@ -87,11 +87,18 @@ def split_name(name: str) -> str:
         >>> split_name("Val"), split_name("fold3")
         ('validation', 'fold3')
     """
-    return _split_of(name) or name
+    return split_of(name) or name
 
 
-def _split_of(name: str) -> str | None:
-    """The canonical split, if the name is that of one: "train2017" is "train"."""
+def split_of(name: str) -> str | None:
+    """Find the canonical split, if the name is that of one.
+
+    Args:
+        name: As it is called in the data.
+
+    Returns:
+        Such as "train" for "train2017"; None for a name that is no split's.
+    """
     return _ALIASES.get(re.sub(r"[_-]?(19|20)\d\d$", "", name.lower()))
 
 
@@ -112,26 +119,26 @@ def read_folder(
     Raises:
         UserError: When there are no pairs, or names are missing or ambiguous.
     """
-    tree = list(_walk(str(root)))
+    tree = list(walk(str(root)))
     notes: list[str] = []
     splits: dict[str, Pairs] = {}
     outside = False
     tables = [os.path.join(folder, name) for folder, _, names in tree for name in names if _is_metadata(name)]
     for table in tables:
         own = os.path.dirname(table)
-        split = next(filter(None, map(_split_of, os.path.relpath(own, root).split(os.sep))), None)
+        split = next(filter(None, map(split_of, os.path.relpath(own, root).split(os.sep))), None)
         for stated, pairs in _read_metadata(table).items():
             _extend(splits, (stated and split_name(stated)) or split or _default_split(root), pairs)
             outside |= any(not _is_below(path, own) for path in (*pairs.images, *pairs.maps))
         tree = [entry for entry in tree if not _is_below(entry[0], own)]
     if tables:
         notes.append(f"pairs listed in {', '.join(os.path.relpath(table, root) for table in tables)}")
-        if outside or not any(_is_picture(name) for _, _, names in tree for name in names):
+        if outside or not any(is_picture(name) for _, _, names in tree for name in names):
             return splits, notes
 
     tree = _one_coding(tree, root)
     listed = _split_lists(tree)
-    pictures = {_stem(name) for _, _, names in tree for name in names if _is_picture(name)}
+    pictures = {_stem(name) for _, _, names in tree for name in names if is_picture(name)}
     if listed and not any(_is_listed(stem, stems) for stem in pictures for stems in listed.values()):
         notes.append("the lists in ImageSets/Segmentation name no image that is here: passed over")
         listed = {}
@@ -140,7 +147,7 @@ def read_folder(
         split, role, rest = _meaning(parts)
         files = groups[split, rest].files[role]
         for name in names:
-            if _is_picture(name):
+            if is_picture(name):
                 stem = _stem(name)
                 if not listed or split or any(_is_listed(stem, stems) for stems in listed.values()):
                     files[stem].append(os.path.join(folder, name))
@@ -188,8 +195,18 @@ def read_folder(
     raise UserError(f"{root} holds no images", LAYOUTS, "check the path")
 
 
-def _walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
-    """Yield (folder, its parts below the root, file names), leaving out what is hidden."""
+def walk(root: str) -> Iterator[tuple[str, tuple[str, ...], list[str]]]:
+    """Go through a folder, leaving out what is hidden.
+
+    Args:
+        root: The folder.
+
+    Yields:
+        (folder, its parts below the root, file names).
+
+    Raises:
+        UserError: For a folder that cannot be read, or names that are not UTF-8.
+    """
     stack: list[tuple[str, tuple[str, ...], frozenset]] = [(root, (), frozenset([os.path.realpath(root)]))]
     while stack:
         folder, parts, above = stack.pop()
@@ -218,7 +235,15 @@ def _readable(name: str, folder: str) -> str:
     return name
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Tell whether a file is an image or an array, by its ending.
+
+    Args:
+        name: Of the file.
+
+    Returns:
+        True where hfseg reads files that are called so.
+    """
     return os.path.splitext(name)[1].lower() in (*PHOTO_SUFFIXES, *ARRAY_SUFFIXES)
 
 
@@ -255,12 +280,12 @@ def _split_lists(tree: list[tuple[str, tuple[str, ...], list[str]]]) -> dict[str
         if [part.lower() for part in parts[-2:]] == ["imagesets", "segmentation"]:
             for name in names:
                 stem, ending = os.path.splitext(name)
-                if ending == ".txt" and _split_of(stem):
+                if ending == ".txt" and split_of(stem):
                     with open(os.path.join(folder, name), encoding="utf-8-sig", errors="replace") as file:
                         lines = [line.strip() for line in file if line.strip()]
                     names_listed = {word for line in lines for word in (line, line.split()[0])}
-                    listed.setdefault(_split_of(stem), set()).update(
-                        _stem(word) if _is_picture(word) else unicodedata.normalize("NFC", word)
+                    listed.setdefault(split_of(stem), set()).update(
+                        _stem(word) if is_picture(word) else unicodedata.normalize("NFC", word)
                         for word in names_listed
                     )
     return listed
@@ -288,8 +313,8 @@ def _meaning(parts: Sequence[str]) -> tuple[str | None, str, tuple[str, ...]]:
 
 
 def _word(part: str) -> tuple[str | None, str | None]:
-    if _split_of(part) or part in _ROLES:
-        return _split_of(part), _ROLES.get(part)
+    if split_of(part) or part in _ROLES:
+        return split_of(part), _ROLES.get(part)
     for alias in sorted(_ALIASES, key=len, reverse=True):  # trainannot, train_masks, masks-val
         for rest in (part.removeprefix(alias), part.removesuffix(alias)):
             if rest != part and (role := _ROLES.get(rest.strip("_- ."))):
@@ -386,7 +411,7 @@ def _extend(splits: dict[str, Pairs], split: str, more: Pairs) -> None:
 
 def _default_split(root: Path) -> str:
     """A folder without splits is one split: the one it is named after, else all of it is for training."""
-    return _split_of(root.name) or "train"
+    return split_of(root.name) or "train"
 
 
 # -- imagefolder with metadata ------------------------------------------------------------------------------

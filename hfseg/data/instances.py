@@ -13,6 +13,7 @@ import datasets
 from hfseg.data.annotations import FORMATS, Category, Listed, read_annotations
 from hfseg.data.folders import read_folder
 from hfseg.data.images import needs_path_column
+from hfseg.data.readers import find_beside
 from hfseg.data.schemas import read_declared
 from hfseg.errors import UserError
 from hfseg.labels import LabelSchema
@@ -246,8 +247,6 @@ def open_instances(
     if listed is not None:
         notes = [f"objects from {listed.origin}", *listed.notes]
         return from_listed(listed), make_schema(listed.categories, labels, task, listed.origin, {}), notes
-    from hfseg.data.readers import find_beside
-
     declared = read_declared(lambda file: find_beside(root, file) or find_beside(root / "train", file))
     try:
         splits, notes = read_maps(root, skip)

@@ -16,6 +16,7 @@ from pycocotools import mask as coco
 
 from hfseg.errors import BadSample
 from hfseg.labels import LabelSchema
+from hfseg.ops import rle
 
 IGNORED = -1  # class id of an object that nobody learns
 
@@ -295,9 +296,7 @@ def to_code(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         if sum(counts) != code["size"][0] * code["size"][1] or min(counts, default=0) < 0:
             raise ValueError(f"run lengths of {sum(counts)} pixels for {code['size']}")
         return coco.frPyObjects(code, *code["size"])
-    from hfseg.ops import rle  # which checks what pycocotools would follow blindly
-
-    rle.area(code)
+    rle.area(code)  # which checks what pycocotools would follow blindly
     return {**code, "counts": counts.encode("ascii") if isinstance(counts, str) else counts}
 
 

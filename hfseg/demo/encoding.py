@@ -114,30 +114,49 @@ def message(
         notes: What a visitor should know.
 
     Returns:
-        The message. Numbers are plain: gradio would turn numpy's into text.
+        The message, without the confidence. Numbers are plain: gradio would turn numpy's into text.
     """
-    start = time.perf_counter()
-    confidences = {name: result.confidence for name, result in results.items()}
-    times["confidence"] = time.perf_counter() - start
     start = time.perf_counter()
     height, width = image.shape[:2]
     source = _POOL.submit(lambda: encode(Image.fromarray(to_rgb(image)), "image.jpg", quality=JPEG_QUALITY))
-    maps = [_map(name, result, confidences[name]) for name, result in results.items()]
+    maps = [_map(name, result) for name, result in results.items()]
     content = {
         "number": next(_NUMBERS), "width": int(width), "height": int(height), "name": stem(photo),
         "photo": file_data(photo), "source": source.result(), "maps": [one() for one in maps], "notes": list(notes),
     }  # fmt: skip
     times["encode"] = time.perf_counter() - start
-    return {**content, "times": [[name, round(1000 * seconds, 1)] for name, seconds in times.items()]}
+    return {**content, "times": _milliseconds(times), "complete": False}
 
 
-def _map(name: str, result: Segmentation, confidence: np.ndarray | None):
+def completed(content: dict[str, Any], results: Mapping[str, Segmentation], times: dict[str, float]) -> dict[str, Any]:
+    """Adds the confidence to a message: it costs more than all else, and the mask need not wait for it.
+
+    Args:
+        content: What `message` gave.
+        results: As for `message`.
+        times: Seconds by part; `confidence` is added.
+
+    Returns:
+        The whole message.
+    """
+    start = time.perf_counter()
+    maps = []
+    for one, result in zip(content["maps"], results.values(), strict=True):
+        sure = result.confidence
+        maps.append({**one, "confidence": None if sure is None else encode(Image.fromarray(_byte(sure)), "sure.png")})
+    times["confidence"] = time.perf_counter() - start
+    return {**content, "maps": maps, "times": _milliseconds(times), "complete": True}
+
+
+def _milliseconds(times: Mapping[str, float]) -> list[list]:
+    return [[name, round(1000 * seconds, 1)] for name, seconds in times.items()]
+
+
+def _map(name: str, result: Segmentation):
     """Starts to encode one map; call what is returned for the rest."""
     none = no_class(result.id2label)
     ids = _POOL.submit(lambda: encode(ids_image(result), "class_ids.png"))
-    sure = segments = None
-    if confidence is not None:
-        sure = _POOL.submit(lambda: encode(Image.fromarray(_byte(confidence)), "confidence.png"))
+    segments = None
     if result.segments is not None:
         segments = _POOL.submit(lambda: encode(_wide(result.segment_map & 0xFFFFFF, 3), "segment_ids.png"))
 
@@ -145,7 +164,7 @@ def _map(name: str, result: Segmentation, confidence: np.ndarray | None):
         return {
             "model": name, "none": none, "ids": ids.result(),
             "classes": [{"id": i, "name": label, "colour": _colour(result, i)} for i, label in result.id2label.items()],
-            "confidence": sure and sure.result(), "segments": segments and segments.result(),
+            "confidence": None, "segments": segments and segments.result(),
             "segments_info": [_plain(entry) for entry in result.segments_info] if segments else [],
         }  # fmt: skip
 

@@ -6,6 +6,7 @@ import hashlib
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from hfseg.demo.encoding import encode, message, no_class
+from hfseg.demo.encoding import completed, encode, message, no_class
 from hfseg.demo.exports import KINDS, Request, write_export
 from hfseg.demo.limits import read_upload, told
 from hfseg.demo.models import Models
@@ -46,7 +47,7 @@ class Handlers:
     def segment(
         self, image: str | None, model: str, compare_with: str | None = None, tiles: str = "automatic",
         views: list[str] | None = None, longest_side: str = "as it is",
-    ) -> dict[str, Any]:  # fmt: skip
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
         """Finds the class of every pixel of an image.
 
         Args:
@@ -58,14 +59,16 @@ class Handlers:
             longest_side: Down to how many pixels the image is made smaller for the network: as it is, 2048, 1024, 512.
 
         Returns:
-            The photo, and per model the class ids (grey PNG, from 255 classes on red + 256 green), the confidence
-            (PNG, 255 is certain), class names, colours and segments; the milliseconds of each part.
+            Twice, first without the confidence: the photo, and per model the class ids (grey PNG, from 255 classes on
+            red + 256 green), the confidence (PNG, 255 is certain), class names, colours and segments; the milliseconds
+            of each part.
         """
         with told(image):
             options = Options(tiles, views, longest_side)
             chosen = [model] + ([compare_with] if compare_with and compare_with != model else [])
             if model in self.models.prompted:  # it says nothing by itself: an empty map to add masks to
-                return self._message({model: nothing(read_upload(image))}, image, {}, [])
+                yield from self._messages({model: nothing(read_upload(image))}, image, {}, [])
+                return
             start = time.perf_counter()
             segmenters = {name: self._segmenter(name) for name in chosen}
             times = {"wait for model": time.perf_counter() - start, "read": 0.0}
@@ -76,7 +79,7 @@ class Handlers:
                 times["read"] += time.perf_counter() - start
                 results[name], note = run(segmenter, array, options, times)
                 notes += [note] * (note is not None and note not in notes)
-            return self._message(results, image, times, notes)
+            yield from self._messages(results, image, times, notes)
 
     def export(
         self, semantic_map: str | None, kind: str, photo: str | None, request: dict | None,
@@ -173,9 +176,13 @@ class Handlers:
                 self._looked_at.popitem(last=False)
             return self._looked_at[key]
 
-    def _message(self, results: dict[str, Segmentation], image: str | None, times: dict, notes: list) -> dict[str, Any]:
+    def _messages(
+        self, results: dict[str, Segmentation], image: str | None, times: dict, notes: list
+    ) -> Iterator[dict[str, Any]]:
         array = next(iter(results.values())).image
-        return message(results, array, image, times, notes) | {"prompter": next(iter(self.models.prompted), None)}
+        first = message(results, array, image, times, notes) | {"prompter": next(iter(self.models.prompted), None)}
+        yield first
+        yield completed(first, results, times)
 
     def _segmenter(self, name: str) -> Segmenter:
         if name not in self.models.names or name in self.models.prompted:
@@ -222,8 +229,8 @@ def run(
         UserError: When the network cannot take them.
     """
     shown, note = _smaller(image, options.longest_side), None
-    tile = options.tile
-    if tile is None and shown.shape[0] * shown.shape[1] > LARGE and not getattr(segmenter.processor, "do_resize", 0):
+    tile, large = options.tile, shown.shape[0] * shown.shape[1] > LARGE
+    if tile is None and large and segmenter.task == "semantic" and not getattr(segmenter.processor, "do_resize", False):
         tile, note = 1024, "Large image: computed in tiles of 1024 pixels."
     timed, spent = segmenter.using(tile=tile, tta=options.views).timed()
     start = time.perf_counter()
@@ -304,4 +311,6 @@ def _at_size(result: Segmentation, image: np.ndarray) -> Segmentation:
         changes["confidence"] = _resize(result.confidence, size, Image.Resampling.BILINEAR)
     if result.segments is None:
         changes["segment_map"] = None
+    else:  # whole masks, beside the map, have the other size
+        changes["segments"] = [{key: value for key, value in one.items() if key != "rle"} for one in result.segments]
     return replace(result, **changes)

@@ -56,7 +56,7 @@ class Models:
         7
     """
 
-    def __init__(self, names: Sequence[str | os.PathLike], kept: int = 2):
+    def __init__(self, names: Sequence[str | os.PathLike], kept: int = 3):
         names = list(dict.fromkeys(map(os.fspath, names)))
         if not names:
             raise UserError("no model to show", "a run directory, a folder or a hub id")

@@ -226,7 +226,8 @@ def state_pill(models: Models) -> gr.HTML:
     Returns:
         A component whose value is a list of `state` and `text`.
     """
-    models.start(next(iter(models.paths)))
+    for name in dict.fromkeys([models.names[0], *models.prompted[:1]]):
+        models.start(name)
     return gr.HTML(value=_states(models), html_template='<div class="states" role="status"></div>', elem_id="status",
                    js_on_load=_text("status.js"), apply_default_css=False)  # fmt: skip
 

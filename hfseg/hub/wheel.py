@@ -80,7 +80,7 @@ def requirements(*extras: str) -> list[str]:
         UserError: When hfseg is not installed.
 
     Example:
-        >>> {"torch>=2.6", "gradio>=6"} < set(requirements("demo"))
+        >>> {"torch>=2.6", "gradio>=6.31"} < set(requirements("demo"))
         True
     """
     found = set()

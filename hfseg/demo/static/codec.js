@@ -23,11 +23,9 @@ async function decodeNumbers(url, bytes) {
   let numbers = null;
   await readPixels(blob, (data, start, total) => {
     numbers ||= bytes === 1 ? new Uint8Array(total) : bytes === 2 ? new Uint16Array(total) : new Uint32Array(total);
-    for (let from = 0, to = start; from < data.length; from += 4, to++) {
-      numbers[to] = bytes === 1 ? data[from]
-        : bytes === 2 ? data[from] | data[from + 1] << 8
-        : data[from] | data[from + 1] << 8 | data[from + 2] << 16;
-    }
+    const pixels = new Uint32Array(data.buffer); // little-endian RGBA
+    const mask = [0, 0xff, 0xffff, 0xffffff][bytes];
+    for (let from = 0, to = start; from < pixels.length; from++, to++) numbers[to] = pixels[from] & mask;
   });
   return numbers;
 }

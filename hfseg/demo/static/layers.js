@@ -4,13 +4,12 @@ class Layer {
   static async load(map, width, height) {
     const layer = new Layer();
     const deep = map.none > 255;
-    const [ids, confidence, segments] = await Promise.all([
+    const [ids, segments] = await Promise.all([
       decodeNumbers(map.ids.url, deep ? 2 : 1),
-      map.confidence && decodeNumbers(map.confidence.url, 1),
       map.segments && decodeNumbers(map.segments.url, 3),
     ]);
     if (ids.length !== width * height) throw new Error("The map does not have the size of the image.");
-    Object.assign(layer, { width, height, ids, confidence, none: map.none, model: map.model });
+    Object.assign(layer, { width, height, ids, confidence: null, none: map.none, model: map.model });
     layer.classes = new Map(map.classes.map((one) => [one.id, { ...one, rgb: parseColour(one.colour) }]));
     layer.segments = [null]; // by key; key 0 has no segment
     layer.keys = ids; // what outlines separate and a click selects

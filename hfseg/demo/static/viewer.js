@@ -71,7 +71,8 @@ class Viewer {
 
   begin(given) {
     this.started = performance.now();
-    if (given) this.busy("Segmenting");
+    const waits = document.querySelector("#status [data-state=loading]");
+    if (given) this.busy(waits ? "Loading the model" : "Segmenting");
   }
 
   busy(text) {
@@ -86,25 +87,55 @@ class Viewer {
     this.root.dataset.failed = String(1 + Number(this.root.dataset.failed || 0));
   }
 
+  // A result comes twice: at once, and again with the confidence, which takes longer than all else.
   async take(message) {
     if (!message || !message.maps) return;
     const arrived = performance.now();
-    this.latest = message.number;
+    const turn = this.turn = {};
     try {
-      const [blob, ...layers] = await Promise.all([
-        fetchBlob(message.source.url),
-        ...message.maps.map((map) => Layer.load(map, message.width, message.height)),
-      ]);
-      const bitmap = await createImageBitmap(blob);
-      if (this.latest !== message.number) return bitmap.close(); // a newer one came in between
-      this.bitmap?.close();
-      this.begun(message, bitmap, layers);
-      await new Promise((done) => requestAnimationFrame(done));
-      this.report(message, arrived, performance.now());
+      if (message.number === this.message?.number) await this.complete(message);
+      else await this.show(message, arrived, turn);
     } catch (error) {
       this.say(error.message);
     }
-    this.busy(null);
+    if (this.turn === turn) this.busy(null);
+  }
+
+  async show(message, arrived, turn) {
+    const [blob, ...layers] = await Promise.all([
+      fetchBlob(message.source.url),
+      ...message.maps.map((map) => Layer.load(map, message.width, message.height)),
+    ]);
+    const bitmap = await createImageBitmap(blob);
+    if (this.turn !== turn) return bitmap.close(); // a newer one came in between
+    this.bitmap?.close();
+    this.begun(message, bitmap, layers);
+    await new Promise((done) => requestAnimationFrame(done));
+    this.report(message, arrived, performance.now());
+    this.root.dataset.painted = String(message.number);
+    if (message.complete) await this.complete(message);
+  }
+
+  async complete(message) {
+    const layers = this.layers;
+    const found = await Promise.all(message.maps.map((map) => map.confidence && decodeNumbers(map.confidence.url, 1)));
+    if (layers !== this.layers) return;
+    layers.forEach((layer, number) => { layer.confidence = found[number]; });
+    this.offerConfidence();
+    const took = Object.fromEntries(message.times).confidence;
+    if (took >= 0.5 && this.times) {
+      this.times.parts.confidence = took;
+      this.say(`${this.find(".hv-times").textContent}; confidence ${Math.round(took)} later`);
+    }
+    this.root.dataset.complete = String(message.number);
+    if (this.look.view === "confidence") this.paint();
+  }
+
+  // Its view can be chosen as soon as it is there, and for models that have none not at all.
+  offerConfidence() {
+    const there = this.layers.every((layer) => layer.confidence);
+    this.find("[data-view=confidence]").disabled = !there;
+    if (!there && this.look.view === "confidence" && this.message.complete) this.setView("overlay");
   }
 
   begun(message, bitmap, layers) {
@@ -116,10 +147,9 @@ class Viewer {
     if (!kept) this.look.hidden.clear(); // what was hidden stays so while the model is the same
     Object.assign(this.look, { hovered: null, segment: 0, peek: false });
     this.find("[data-view=difference]").hidden = layers.length < 2;
-    this.find("[data-view=confidence]").disabled = !layers.every((layer) => layer.confidence);
     this.find("[data-view=wipe]").textContent = layers.length > 1 ? "Wipe" : "Before / after";
-    const lost = this.look.view === "difference" && layers.length < 2;
-    if (lost || this.find(`[data-view=${this.look.view}]`).disabled) this.setView("overlay");
+    if (this.look.view === "difference" && layers.length < 2) this.setView("overlay");
+    this.offerConfidence();
     this.root.dataset.state = "shown";
     this.stage.box.style.setProperty("--ratio", `${message.width * (this.sideBySide ? 2 : 1)} / ${message.height}`);
     this.showSegment();
@@ -144,7 +174,6 @@ class Viewer {
     const size = `${message.width} × ${message.height} pixels`;
     this.say([size, ...message.notes, `${Math.round(total)} ms: ${shown.join(" · ")}`].join(" — "));
     this.started = null;
-    this.root.dataset.painted = String(message.number);
   }
 
   say(text) {
@@ -276,7 +305,7 @@ class Viewer {
     const { painter, look } = this;
     if (look.view !== "mask" || look.peek) painter.image(this.bitmap, this.size, pane, transform);
     if (look.peek || look.view === "image") return;
-    if (look.view === "confidence") painter.confidence(layer, pane, transform);
+    if (look.view === "confidence" && layer.confidence) painter.confidence(layer, pane, transform);
     else painter.classes(layer, pane, transform, look);
   }
 
@@ -417,6 +446,16 @@ class Viewer {
     link.click();
     link.remove();
   }
+}
+
+// Gradio's examples are pictures in buttons without a name.
+function nameExamples() {
+  document.querySelectorAll("#examples .gallery-item").forEach((button, i) => button.setAttribute("aria-label", `Example ${i + 1}`));
+}
+const examples = document.querySelector("#examples");
+if (examples) {
+  new MutationObserver(nameExamples).observe(examples, { childList: true, subtree: true });
+  nameExamples();
 }
 
 const viewer = new Viewer(element.querySelector(".hv"));

@@ -1,8 +1,8 @@
 """Measures the demo: where the time goes between a click and the painted mask, many visitors at once, and memory.
 
-    python scripts/benchmarks/demo.py latency --rounds 9      # needs playwright and a Chromium
-    python scripts/benchmarks/demo.py load --visitors 50
-    python scripts/benchmarks/demo.py memory --images 500
+    python scripts/benchmark_demo.py latency --rounds 9      # needs playwright and a Chromium
+    python scripts/benchmark_demo.py load --visitors 50
+    python scripts/benchmark_demo.py memory --images 500
 
 Server and browser share this machine. The photo is an embedded scene of 1600 x 1200 pixels, the model the shipped one.
 """
