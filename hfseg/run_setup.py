@@ -73,6 +73,9 @@ def limit_data(recipe: Recipe, data: SegmentationData) -> None:
     Raises:
         UserError: When there is nothing to train on or to evaluate on.
     """
+    if recipe.task != "semantic" and data.task != recipe.task:
+        raise UserError(f"the task is {recipe.task}, and the data was read for the {data.task} one",
+                        f"load_data(..., task={recipe.task!r})")
     if data.train is None:
         raise UserError(f"{recipe.data.path} has no training split", ", ".join(data), "--data.train_split NAME")
     limit = recipe.train.overfit or recipe.data.max_train_samples

@@ -262,6 +262,18 @@ def test_things_survive_merging_and_files(tmp_path):
     assert LabelSchema.load(tmp_path / "labels.json") == schema
 
 
+def test_rows_hold_annotations_and_no_masks(tmp_path):
+    """Memory follows from the text of the annotations, not from the number of pixels."""
+    write_coco(tmp_path)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["annotations"] = [{**content["annotations"][0], "id": i, "segmentation": [
+        [0, 0, 9000, 0, 9000, 9000 - i, 0, 9000]]} for i in range(500)]
+    file.write_text(json.dumps(content))
+    rows = load_data(tmp_path, task="instance", validation_fraction=0)["train"]
+    assert rows.data.nbytes < 500 * 100
+
+
 def test_published_and_read_again(tmp_path, online):
     write_coco(tmp_path / "coco")
     data = load_data(tmp_path / "coco", task="instance", validation_fraction=0)

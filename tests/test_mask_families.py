@@ -165,8 +165,8 @@ def test_scores_are_identical_on_one_and_two_processes(tmp_path, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("name", "task", "steps"), [
-    ("mask2former", "panoptic", 700), ("hfseg/mask-rcnn", "instance", 400), ("hfseg/yolact", "instance", 500),
-    ("maskformer", "panoptic", 1500), ("eomt", "panoptic", 700),
+    ("mask2former", "panoptic", 1200), ("hfseg/mask-rcnn", "instance", 400), ("hfseg/yolact", "instance", 500),
+    ("maskformer", "panoptic", 1500), ("eomt", "panoptic", 1200),
 ])  # fmt: skip
 def test_four_images_are_learnt_by_heart(name, task, steps, tmp_path):
     recipe = by_heart(name, tmp_path, task, max_steps=steps, schedule="cosine")
