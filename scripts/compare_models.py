@@ -83,7 +83,7 @@ def size(folder: Path) -> dict:
 
 def table(rows: dict) -> list[str]:
     """Returns the Markdown table, the most accurate first."""
-    lines = ["| model.name | backbone | weights before | mean IoU | ms an image | peak extra MB | parameters | GFLOPs |",
+    lines = ["| model.name | backbone | weights | mean IoU | ms an image | peak extra MB | parameters | GFLOPs |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for key, row in sorted(rows.items(), key=lambda item: -item[1]["mean_iou"]):
         entry = ENTRIES[key]
