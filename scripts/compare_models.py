@@ -83,7 +83,7 @@ def size(folder: Path) -> dict:
 
 def table(rows: dict) -> list[str]:
     """Returns the Markdown table, the most accurate first."""
-    lines = ["| model.name | backbone | weights before | mean IoU | ms a photo | peak extra MB | parameters | GFLOPs |",
+    lines = ["| model.name | backbone | weights | mean IoU | ms an image | peak extra MB | parameters | GFLOPs |",
              "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for key, row in sorted(rows.items(), key=lambda item: -item[1]["mean_iou"]):
         entry = ENTRIES[key]
@@ -109,7 +109,7 @@ def draw(rows: dict, path: Path) -> None:
                       xytext=(6, 4), textcoords="offset points")
     for weights, colour in colours.items():
         axes.scatter([], [], color=colour, alpha=0.6, label=f"weights before: {weights.replace('`', '')}")
-    axes.set(xlabel="photos of 480x360 a second, one thread", ylabel="validation mean IoU")
+    axes.set(xlabel="images of 480x360 a second, one thread", ylabel="validation mean IoU")
     axes.margins(0.15)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)

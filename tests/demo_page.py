@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -61,33 +60,19 @@ def photo_fixture(tmp_path_factory) -> Path:
     return file
 
 
-@pytest.fixture(scope="session", name="browser")
-def browser_fixture() -> Any:
-    """Chromium with a webcam that shows a test picture."""
-    pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+@pytest.fixture(scope="module", name="browser")
+def browser_fixture() -> Iterator:
+    """Chromium with a webcam that shows a test picture; it ends with the file, as it keeps asyncio to itself."""
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     if CHROMIUM is None:
         pytest.skip("there is no Chromium; `make test` installs it where apt works")
-    return start_browser()
-
-
-@cache
-def start_browser() -> Any:
-    """Starts the browser, once in this process."""
-    from playwright.sync_api import sync_playwright
-
-    playwright, profile = sync_playwright().start(), tempfile.mkdtemp(prefix="hfseg-browser-")
-    context = playwright.chromium.launch_persistent_context(
-        profile, executable_path=CHROMIUM, args=CHROMIUM_FLAGS, viewport={"width": 1366, "height": 860},
-        accept_downloads=True, permissions=["camera"])
-    context.set_default_timeout(90_000)
-
-    def stop():
+    with sync_api.sync_playwright() as playwright, tempfile.TemporaryDirectory() as profile:
+        context = playwright.chromium.launch_persistent_context(
+            profile, executable_path=CHROMIUM, args=CHROMIUM_FLAGS, viewport={"width": 1366, "height": 860},
+            accept_downloads=True, permissions=["camera"])
+        context.set_default_timeout(90_000)
+        yield context
         context.close()
-        playwright.stop()
-        shutil.rmtree(profile, ignore_errors=True)
-
-    atexit.register(stop)
-    return context
 
 
 @pytest.fixture(name="page")

@@ -414,7 +414,7 @@ def counted(monkeypatch):
         calls.append(return_confidence)
         return upsample_argmax(logits, size, return_confidence=return_confidence)
 
-    monkeypatch.setattr("hfseg.segmenter.upsample_argmax", upsample)
+    monkeypatch.setattr("hfseg.inference.confidence.upsample_argmax", upsample)
     return lambda: sum(calls)
 
 

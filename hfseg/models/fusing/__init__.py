@@ -28,6 +28,13 @@ OneFormer         deformable attention, decoder, masks and loss; a forward      
 EoMT              matcher and loss; a training step with ViT-S (256 x 256)                    1.2
                   small masks of inner layers; a forward with ViT-S                           1.1
                   (512 x 512) and masked attention in four layers
+SegFormer of smp  its decoder as SegFormer's; mit_b0, resnet34 (512 x 512)                    2.1
+UPerNet of smp    the last 3x3 convolution as in UPerNet; resnet34                            1.25
+                  (512 x 512)
+HRNet             the head's 1x1 convolution at each branch's own size; W18,                  1.04
+                  W48 (512 x 512)
+LR-ASPP           a 1x1 convolution after an upsampling: 0.6 % of the         left alone
+                  arithmetic
 MobileNetV2       pooled branch is one position: 2.6 % of the arithmetic      left alone
 MobileViT, V2     the same: 0.5 % and 1.5 %                                   left alone
 Sapiens2          transposed convolutions or pixel shuffle, each followed by  nothing linear
