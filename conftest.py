@@ -21,7 +21,7 @@ settings.register_profile("new", deadline=None)
 settings.load_profile("same" if os.environ.get("CI") else "new")
 
 ROOT = Path(__file__).resolve().parent
-collect_ignore_glob = ["tests/hub_client*.py"]  # what tests run in processes of their own
+collect_ignore_glob = ["tests/hub_client*.py", "tests/loopback_only/*"]  # what tests run in processes of their own
 
 
 @pytest.fixture(scope="session")

@@ -440,7 +440,10 @@ def test_how_many_workers(monkeypatch):
 @pytest.mark.parametrize("backend", ["torchvision", "pil"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_normalisation_is_that_of_every_familys_processor(family, backend):
-    kind = getattr(transformers, IMAGE_PROCESSOR_MAPPING_NAMES[family][backend])
+    names = IMAGE_PROCESSOR_MAPPING_NAMES["segformer" if family.startswith("hfseg_") else family]
+    if backend not in names:
+        pytest.skip(f"{family} has no such processor")
+    kind = getattr(transformers, names[backend])
     defaults = kind()
     choices = [{}, {"do_rescale": False}, {"do_normalize": False}, {"do_normalize": False, "do_rescale": False},
                {"do_normalize": True, "image_mean": [0.1, 0.5, 0.7], "image_std": [0.2, 0.3, 0.4]}]
@@ -456,7 +459,8 @@ def test_normalisation_is_that_of_every_familys_processor(family, backend):
             inner = images.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)  # channels innermost, as decoded
             assert torch.equal(normalise(inner), expected.float()) and torch.equal(images, before)
         asked_in_vain = family.startswith("mobilevit") and choice.get("do_normalize")  # it never normalises
-        if backend == "torchvision" and not asked_in_vain:
+        two_steps = family == "rf_detr"  # rescales and normalises one after the other, which rounds twice
+        if backend == "torchvision" and not asked_in_vain and not two_steps:
             assert normalise._simple[3], choice  # else it is right, but slow
 
 
