@@ -20,6 +20,7 @@ from hfseg.data.augment import Augmentation
 from hfseg.data.segments import Segments, mask_targets
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
+from hfseg.ops import rle
 from hfseg.recipe import AugmentConfig, LabelsConfig
 
 SIZE = (24, 32)
@@ -374,3 +375,14 @@ def test_annotations_without_a_key_are_refused(lost, tmp_path):
     (tmp_path / "train.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=lost):
         read_annotations(tmp_path, "instance")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_smaller_object_lies_above_and_a_crowd_below(first):
+    large, small = np.ones((4, 4), bool), np.zeros((4, 4), bool)
+    small[1:3, 1:3] = True
+    codes = [rle.encode(mask) for mask in ((large, small), (small, large))[first]]
+    above = Segments.from_codes((4, 4), codes, [0, 1], [False, False])
+    assert set(np.unique(above.flat())) == {1, 2} == set(np.unique(above.semantic_map(255, np.uint8)) + 1)
+    crowd = Segments.from_codes((4, 4), codes, [0, 1], [first == 1, first == 0])  # the small one
+    assert set(np.unique(crowd.flat())) == {2 if first else 1}
