@@ -15,10 +15,12 @@ from pycocotools import mask as coco
 
 import hfseg
 from hfseg.data import load_data
+from hfseg.data.annotations import read_annotations
 from hfseg.data.augment import Augmentation
 from hfseg.data.segments import Segments, mask_targets
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
+from hfseg.ops import rle
 from hfseg.recipe import AugmentConfig, LabelsConfig
 
 SIZE = (24, 32)
@@ -334,3 +336,53 @@ def test_the_official_panoptic_sample_against_itself(shared_data):
         assert disturbed.counts[label, 0] / 2**40 == pytest.approx(total, abs=1e-9)
     score = disturbed.scores(data.schema.names, data.schema.is_thing)
     assert 0.1 < score["panoptic_quality"] < 0.9 and score["num_classes_averaged"] > 10
+
+
+def test_what_is_left_out_is_told(tmp_path):
+    coco_folder, labelme, yolo = tmp_path / "coco", tmp_path / "labelme", tmp_path / "yolo"
+    for folder in (coco_folder, labelme, yolo / "images" / "train", yolo / "labels" / "train"):
+        folder.mkdir(parents=True)
+    for folder in (coco_folder, labelme, yolo / "images" / "train"):
+        Image.new("RGB", (8, 8)).save(folder / "a.png")
+    ring = [[0, 0, 4, 0, 4, 4]]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cat"}],
+               "annotations": [{"image_id": key, "category_id": 1, "segmentation": ring} for key in (1, "1")]}
+    (coco_folder / "train.json").write_text(json.dumps(content))
+    listed = read_annotations(coco_folder, "instance")
+    assert len(listed.splits["train"][0]["instances"]) == 1
+    assert "1 annotations belong to images that it does not list, such as '1'" in listed.notes[0]
+
+    shapes = [{"label": "cat", "shape_type": "mask", "points": [[0, 0], [4, 4]]},
+              {"label": "cat", "shape_type": "polygon", "points": [[0, 0], [4, 0], [4, 4]]}]
+    (labelme / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "a.png"}))
+    assert "1 shapes of the kind mask" in read_annotations(labelme, "instance").notes[0]
+
+    label = yolo / "labels" / "train" / "a.txt"
+    label.write_text("1.0 0 0 0.5 0 0.5 0.5")  # as some converters write it
+    assert read_annotations(yolo, "instance").splits["train"][0]["instances"][0]["category_id"] == 1
+    label.write_text("1.5 0 0 0.5 0 0.5 0.5")
+    with pytest.raises(UserError, match="line 1"):
+        read_annotations(yolo, "instance")
+
+
+@pytest.mark.parametrize("lost", ["image_id", "category_id"])
+def test_annotations_without_a_key_are_refused(lost, tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    entry = {"image_id": 1, "category_id": 1, "segmentation": [[0, 0, 4, 0, 4, 4]]}
+    del entry[lost]
+    content = {"images": [{"id": 1, "file_name": "a.png"}], "categories": [{"id": 1, "name": "cat"}],
+               "annotations": [entry]}
+    (tmp_path / "train.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=lost):
+        read_annotations(tmp_path, "instance")
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_smaller_object_lies_above_and_a_crowd_below(first):
+    large, small = np.ones((4, 4), bool), np.zeros((4, 4), bool)
+    small[1:3, 1:3] = True
+    codes = [rle.encode(mask) for mask in ((large, small), (small, large))[first]]
+    above = Segments.from_codes((4, 4), codes, [0, 1], [False, False])
+    assert set(np.unique(above.flat())) == {1, 2} == set(np.unique(above.semantic_map(255, np.uint8)) + 1)
+    crowd = Segments.from_codes((4, 4), codes, [0, 1], [first == 1, first == 0])  # the small one
+    assert set(np.unique(crowd.flat())) == {2 if first else 1}

@@ -10,14 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
-from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor
+from transformers import Mask2FormerImageProcessor, MaskFormerImageProcessor, SegformerImageProcessor
 
 from hfseg.errors import UserError
 from hfseg.inference.segments import Geometry, SegmentRules, compatible, find_instances, find_panoptic
 from hfseg.models.candidates import Candidates, read_queries
+from hfseg.models.networks.detector import joined
+from hfseg.models.networks.yolact import YolactConfig, YolactForInstanceSegmentation
 from hfseg.ops import masks as kernels
 from hfseg.ops import rle
 from hfseg.result import Segmentation
+from hfseg.segmenter import Segmenter
 
 SIDES = st.integers(1, 40)
 
@@ -127,6 +130,32 @@ def test_compat_is_what_transformers_does(processor, task):
         assert (our.segment_map == np.maximum(ids + shift, 0)).all()
         listed = {(s["id"] + shift, s["label_id"]) for s in their["segments_info"]}
         assert {(s["id"], s["label_id"]) for s in our.segments} == listed and listed
+
+
+def test_a_box_that_reaches_into_the_padding_keeps_its_mask():
+    logits = torch.full((1, 1, 28, 28), -8.0)
+    logits[..., :14] = 8  # the left half of the box
+    candidates = Candidates(torch.tensor([[[0.9]]]), logits, torch.tensor([[[0.0, 0, 64, 64]]]), pasted=True)
+    found = find_instances(candidates, 0, Geometry((48, 48), (48, 48), (64, 64)), SegmentRules(), False)
+    assert (found.segment_map > 0).any(0).sum() == 32 and (found.segment_map > 0).any(1).all()
+
+
+@pytest.mark.parametrize("size", [(64, 64), (80, 52), (72, 72), (20, 40)])
+def test_prototypes_lie_on_the_image_whatever_its_size(size, monkeypatch):
+    config = YolactConfig(backbone="resnet18", fpn_channels=16, prototypes=4, num_labels=1)
+    network = YolactForInstanceSegmentation(config)
+
+    def detect(pixel_values, _):  # an object in the 16 leftmost columns of pixels
+        masks = torch.full((1, *(side // 4 for side in pixel_values.shape[-2:])), -8.0)
+        masks[..., :4] = 8
+        whole = torch.tensor([[0.0, 0, pixel_values.shape[-1], pixel_values.shape[-2]]])
+        one = {"scores": torch.tensor([0.9]), "labels": torch.tensor([0]), "boxes": whole, "masks": masks}
+        return joined([one], 1, pasted=False)
+
+    monkeypatch.setattr(network, "detect", detect)
+    segmenter = Segmenter(network, SegformerImageProcessor(do_resize=False), task="instance")
+    [found] = segmenter.segments([np.zeros((*size, 3), np.uint8)])
+    assert (found.segment_map > 0).any(0).sum() == 16 and (found.segment_map > 0).any(1).all()
 
 
 def test_without_overlaps_a_pixel_belongs_to_the_best():

@@ -108,7 +108,11 @@ def read_annotations(root: Path, task: str, skip: bool = False) -> Listed | None
     """
     folder = Folder(root)
     for read in (_read_coco, _read_yolo, _read_cvat, _read_labelme):
-        listed = read(folder, task, skip)
+        try:
+            listed = read(folder, task, skip)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{root}: annotations that do not follow their format ({type(error).__name__}: {error})",
+                            FORMATS, "export them anew") from error
         if listed is not None:
             listed.splits = {split: rows for split, rows in listed.splits.items() if rows}
             if not listed.splits:
@@ -169,6 +173,10 @@ def _coco_instances(folder: Folder, file: str, content: dict, skip: bool, notes:
         })  # fmt: skip
     if without:
         notes.append(f"{os.path.basename(file)}: {without} annotations have a box and no mask: left out")
+    unlisted = by_image.keys() - {image["id"] for image in content["images"]}
+    if unlisted:
+        notes.append(f"{os.path.basename(file)}: {sum(len(by_image[key]) for key in unlisted)} annotations belong to "
+                     f"images that it does not list, such as {next(iter(unlisted))!r}: left out")
     rows, missing = [], []
     for image in content["images"]:
         path = folder.find(image["file_name"], file, _hints(file))
@@ -257,8 +265,11 @@ def _yolo_objects(text: str, image: str, seen: set[int]) -> list[dict]:
         if not words:
             continue
         try:
-            kind, values = int(words[0]), [float(word) for word in words[1:]]
-        except ValueError as error:
+            said, values = float(words[0]), [float(word) for word in words[1:]]
+            kind = int(said)
+            if kind != said:
+                raise ValueError(words[0])
+        except (ValueError, OverflowError) as error:
             raise UserError(f"{text}, line {number}: {line[:60]!r}", _YOLO) from error
         if len(values) == 4:  # a box: centre, width, height
             x, y, w, h = values
@@ -349,6 +360,7 @@ def _read_labelme(folder: Folder, task: str, skip: bool) -> Listed | None:
     splits: dict[str, list[dict]] = defaultdict(list)
     names: dict[str, int] = {}
     missing, notes, last = [], [], None
+    other: dict[str, int] = defaultdict(int)
     for file in folder.files(".json"):
         content = _json(file, quick=("shapes", "imagePath"))
         if content is None:
@@ -365,6 +377,7 @@ def _read_labelme(folder: Folder, task: str, skip: bool) -> Listed | None:
         for number, shape in enumerate(content["shapes"]):
             ring = _labelme_ring(shape)
             if ring is None:
+                other[str(shape.get("shape_type") or "polygon")] += 1
                 continue
             label, group = str(shape["label"]), shape.get("group_id")
             number = (label, group) if group is not None else number
@@ -375,6 +388,8 @@ def _read_labelme(folder: Folder, task: str, skip: bool) -> Listed | None:
             {"image": path, "image_id": _stem(os.path.relpath(path, folder.root)), "instances": objects})
     if last is None:
         return None
+    notes += [f"{count} shapes of the kind {kind} are no polygon, rectangle or circle that has an area: left out"
+              for kind, count in sorted(other.items())]
     _report(missing, last, skip, notes)
     return Listed(dict(splits), [Category(i, name) for name, i in names.items()], "LabelMe", notes)
 

@@ -43,7 +43,8 @@ class Segments:
     @classmethod
     def from_codes(cls, size: tuple[int, int], codes: Sequence[Mapping], labels: Sequence[int],
                    crowd: Sequence[bool]) -> Segments:
-        """Packs masks.
+        """Packs masks. The smaller of two that overlap lies above, and a crowd below all others: in one map of them,
+        none would be seen of what a larger one covers.
 
         Args:
             size: (H, W).
@@ -63,14 +64,14 @@ class Segments:
         kind = np.uint8 if len(codes) < 256 else np.uint16 if len(codes) < 65536 else np.int32
         layers: list[np.ndarray] = []
         layer_of = np.zeros(len(codes), np.int64)
-        for number, code in enumerate(codes):
-            mask = coco.decode(code).view(bool)
-            free = [place for place, layer in enumerate(layers) if not layer[mask].any()]
-            if not free:
-                free = [len(layers)]
+        areas = np.asarray(coco.area(list(codes)) if len(codes) else [])
+        for number in np.lexsort((areas, np.asarray(crowd, bool).reshape(-1))):
+            mask = coco.decode(codes[number]).view(bool)
+            place = max((k + 1 for k, layer in enumerate(layers) if layer[mask].any()), default=0)
+            if place == len(layers):
                 layers.append(np.zeros(size, kind))
-            layers[free[0]][mask] = number + 1
-            layer_of[number] = free[0]
+            layers[place][mask] = number + 1
+            layer_of[number] = place
         stacked = np.stack(layers) if layers else np.zeros((1, *size), kind)
         return cls(stacked, layer_of, np.asarray(labels, np.int64).reshape(-1), np.asarray(crowd, bool).reshape(-1))
 

@@ -93,10 +93,9 @@ class Geometry:
             boxes: (K, 4) left, top, right, bottom in pixels of the pixel values.
 
         Returns:
-            (K, 4), within the image.
+            (K, 4); one that reaches into the padding goes on beyond the image, or its mask would be squeezed.
         """
-        scale = [self.size[1] / self.content[1], self.size[0] / self.content[0]] * 2
-        return np.clip(boxes * scale, 0, [self.size[1], self.size[0]] * 2)
+        return boxes * ([self.size[1] / self.content[1], self.size[0] / self.content[0]] * 2)
 
 
 def find_instances(candidates: Candidates, number: int, geometry: Geometry, rules: SegmentRules,

@@ -33,6 +33,10 @@ def _no_step(config) -> int:
     return 1
 
 
+def _halved(config) -> int:
+    return 32  # its prototypes lie on all that it computes: what it would pad by itself, nobody would know of
+
+
 def _windows(config) -> int:
     return config.backbone_config.patch_size * config.backbone_config.num_windows
 
@@ -158,7 +162,7 @@ FAMILIES: dict[str, Family] = {
         _detector("rf_detr", ("model.model.backbone",), "model.class_embed", "model.model.enc_out_class_embed",
                   read=read_rf_detr, step=_windows, processor="RfDetrImageProcessor"),
         _detector("hfseg_mask_rcnn", ("backbone.body",), "roi_heads.box_predictor", "roi_heads.mask_predictor"),
-        _detector("hfseg_yolact", ("backbone",), "head.classes"),
+        _detector("hfseg_yolact", ("backbone",), "head.classes", step=_halved),
     )
 }
 
