@@ -144,6 +144,7 @@ class Evaluator:
                       world: int, verbose: bool) -> dict:
         """Scores what is told apart: every detection counts in average precision, and the map as it is in quality."""
         self._refuse_maps()
+        segmenter = self._as_wanted(segmenter)
         things = [i in segmenter.things for i in range(len(names))]
         scorer = SCORERS[segmenter.task](len(names), things, self.max_detections)
         if segmenter.task == "instance":

@@ -317,6 +317,7 @@ class LabelSchema:
             fix = f"--data.labels.binary true if {top} is the second class, else --data.labels.ignore_index {top}"
         elif len(found) == 1 and top == max(values) + 1 and min(values) == 0:
             fix = f"--data.labels.reduce_labels true if 0 is unlabelled, --data.labels.ignore_index {top} if {top} is"
+            fix += ", else add its name to data.labels.names"
         elif len(found) == 1 or top == -1:
             fix = f"--data.labels.ignore_index {top} if it means unlabelled, else add its name to data.labels.names"
         else:

@@ -206,6 +206,15 @@ def test_what_does_not_fit_is_named(tmp_path):
         data.read("train", 0)
 
 
+def test_label_maps_alone_are_no_objects(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / folder / "one.png")
+    with pytest.raises(UserError, match="images but no instance maps") as error:
+        load_data(tmp_path, task="instance")
+    assert "--task semantic" in str(error.value)
+
+
 # -- packing, augmentation ----------------------------------------------------------------------------------------
 
 

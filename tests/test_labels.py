@@ -169,6 +169,7 @@ def test_merge_and_drop():
         (["background", "crack"], 254, "labels.binary true"),
         (CAMVID, 11, "labels.ignore_index 11"),
         (CAMVID, 11, "reduce_labels true"),
+        (CAMVID, 11, "add its name to data.labels.names"),
         (CAMVID, 200, "labels.ignore_index 200"),
     ],
 )

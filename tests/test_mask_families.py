@@ -115,6 +115,16 @@ def test_mask2former_learns_the_other_tasks(task, tmp_path):
     assert again[key] == pytest.approx(results[key], abs=1e-6)
 
 
+def test_evaluating_objects_refuses_tiles_and_views():
+    data = load_data("shapes", task="instance", scenes=2)
+    model, processor = load_model("hfseg/yolact", labels=data.schema, backbone="resnet18", weights="random",
+                                  config=CONFIGS["hfseg/yolact"], task="instance")
+    segmenter = hfseg.Segmenter(model.eval(), processor)
+    for said in ({"tile": 64}, {"tta": ("horizontal_flip",)}):
+        with pytest.raises(UserError, match="tiles or views"):
+            hfseg.evaluate(segmenter, data, limit=1, **said)
+
+
 def test_what_a_network_cannot_do_is_refused(tmp_path):
     recipe = by_heart("hfseg/yolact", tmp_path, "panoptic")
     with pytest.raises(UserError, match="does not do panoptic"):

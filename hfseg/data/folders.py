@@ -191,7 +191,9 @@ def read_folder(
             "--data.labels.binary true reads every instance as one foreground class",
         )
     if unlabelled:
-        raise UserError(f"{root} has images but no label maps ({', '.join(unlabelled[:5])})", LAYOUTS, "add label maps")
+        maps = "instance maps" if only_instances else "label maps"
+        fix = f"add {maps}" + ("; --task semantic reads label maps alone" if only_instances else "")
+        raise UserError(f"{root} has images but no {maps} ({', '.join(unlabelled[:5])})", LAYOUTS, fix)
     raise UserError(f"{root} holds no images", LAYOUTS, "check the path")
 
 
