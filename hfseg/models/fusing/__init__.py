@@ -25,6 +25,7 @@ Mask2Former       deformable attention, decoder, masks and loss; a training     
                   by small masks of inner layers
 OneFormer         deformable attention, decoder, masks and loss; a forward                    1.4
                   with Swin-T (512 x 512)
+                  the same; a training step with Swin-T (512 x 512)                           1.4
 EoMT              matcher and loss; a training step with ViT-S (256 x 256)                    1.2
                   small masks of inner layers; a forward with ViT-S                           1.1
                   (512 x 512) and masked attention in four layers
