@@ -266,7 +266,7 @@ def test_two_models_side_by_side_and_where_they_differ(page, demo, photo, expect
     side = canvas(page)
     page.click("[data-view=difference]")
     share = (expected.semantic_map == other.semantic_map).mean()
-    assert page.inner_text(".hv-labels") == f"{100 * share:.1f} % of the pixels agree"
+    page.get_by_text(f"{100 * share:.1f} % of the pixels agree", exact=True).wait_for()  # it is painted a frame later
     assert canvas(page).shape != side.shape  # one picture instead of two
     page.click("[data-view=wipe]")
     assert page.inner_text("[data-view=wipe]") == "Wipe"
