@@ -149,7 +149,7 @@ class Evaluator:
         scorer = SCORERS[segmenter.task](len(names), things, self.max_detections)
         if segmenter.task == "instance":
             segmenter = segmenter.using(threshold=0.0, overlaps=True,
-                                        max_segments=max(self.max_detections, segmenter.rules.max_segments))
+                                        max_segments=max(self.max_detections, segmenter.rules.max_segments or 100))
         self.skipped, counts = [], np.zeros(2, np.int64)
         with closing(self._samples(rank, world, verbose)) as samples:
             for batch in _grouped(samples, self.batch_size, lambda pair: pair[1].image.shape):
