@@ -115,14 +115,14 @@ def test_mask2former_learns_the_other_tasks(task, tmp_path):
     assert again[key] == pytest.approx(results[key], abs=1e-6)
 
 
-def test_evaluating_objects_refuses_tiles_and_views():
+def test_objects_are_scored_in_tiles_and_views():
     data = load_data("shapes", task="instance", scenes=2)
     model, processor = load_model("hfseg/yolact", labels=data.schema, backbone="resnet18", weights="random",
                                   config=CONFIGS["hfseg/yolact"], task="instance")
-    segmenter = hfseg.Segmenter(model.eval(), processor)
-    for said in ({"tile": 64}, {"tta": ("horizontal_flip",)}):
-        with pytest.raises(UserError, match="tiles or views"):
-            hfseg.evaluate(segmenter, data, limit=1, **said)
+    results = hfseg.evaluate(hfseg.Segmenter(model.eval(), processor), data, limit=1, tile=64,
+                             tta=("horizontal_flip", 0.5))
+    assert results["protocol"]["tile"]["size"] == 64
+    assert results["protocol"]["test_time_augmentation"] == ["horizontal_flip", 0.5] and results["mask_ap"] >= 0
 
 
 def test_what_a_network_cannot_do_is_refused(tmp_path):

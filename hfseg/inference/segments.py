@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -200,6 +200,27 @@ def laid_out(pieces: Sequence[Piece], size: Sequence[int]) -> Found:
         window = segment_map[piece.window]
         window[piece.mask & (window == 0)] = number
     return Found(segment_map, segments)
+
+
+def without_overlaps(pieces: Sequence[Piece], size: Sequence[int], least: float) -> list[Piece]:
+    """Leaves each pixel to the best object that covers it.
+
+    Args:
+        pieces: Best first.
+        size: (H, W) of the image.
+        least: The share of its pixels that an object must keep, or it goes.
+
+    Returns:
+        Those that are left.
+    """
+    free, kept = np.ones(size, bool), []
+    for piece in pieces:
+        window = free[piece.window]
+        won = piece.mask & window
+        window[won] = False
+        if won.sum() > least * piece.mask.sum():
+            kept.append(replace(piece, mask=won))
+    return kept
 
 
 def _best(candidates: Candidates, number: int, rules: SegmentRules, scored_by_mask: bool):
