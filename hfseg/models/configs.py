@@ -123,7 +123,7 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
         overrides: Fields to replace.
         hub: Revision, token and trust for the hub.
         training: Whether a network with random weights would serve, too.
-        backbone: By name, for hfseg's own networks and for transformers' UPerNet.
+        backbone: By name, for hfseg's own networks and those of transformers that take any.
 
     Returns:
         A transformers configuration.

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
-from hfseg.models.backbones import HOSTS, is_backbone_type, pretrain_backbone
+from hfseg.models.backbones import FREEZES_NORMS, HOSTS, is_backbone_type, is_timm, pretrain_backbone
 from hfseg.models.configs import auto_class, config_errors, load_config, readable_errors, resolve_name
 from hfseg.models.dry_run import dry_run
 from hfseg.models.families import Family, family_of
@@ -97,8 +97,9 @@ def load_model(
         revision: Branch, tag or commit on the hub.
         token: Hub token, if not the one that is logged in.
         weights: `pretrained` or `random`; one of hfseg's own networks starts from its backbone's ImageNet weights.
-        backbone: By name: for hfseg's own networks, such as `resnet18` or a model of timm; for `upernet`, a checkpoint
-            of transformers such as `facebook/dinov2-small`, or a type such as `swin`, which gives random weights.
+        backbone: By name: for hfseg's own networks, such as `resnet18` or a model of timm; for `upernet`,
+            `mask2former`, `maskformer` and `detr`, a model of timm, a checkpoint of transformers such as
+            `facebook/dinov2-small`, or a type such as `swin`, which gives random weights.
         backbone_weights: File with weights of the backbone, in place of those that its library offers.
         config: Fields of the configuration to override.
         channels: Bands of the images; the first convolution is adapted when the checkpoint has others.
@@ -137,10 +138,12 @@ def load_model(
         _set_task(model_config, family, task, name)
     _set_loss(model_config, family, loss or {}, name)
     own, found = architecture_of(source) is not None, None
-    theirs = bool(backbone) and source in HOSTS  # a backbone of transformers, under its UPerNet
-    if backbone_weights is not None and (not own or weights == "random"):
+    theirs = bool(backbone) and source in HOSTS  # a backbone by name, under a network of transformers
+    timms = theirs and is_timm(backbone)
+    if backbone_weights is not None and (not (own or timms) or weights == "random"):
         raise UserError(f"model.backbone_weights is set, and {name} with {weights} weights does not read it",
-                        "a network of hfseg such as hfseg/unet, with weights pretrained", "leave it out")
+                        "a network of hfseg such as hfseg/unet, or one of transformers on a backbone of timm, with "
+                        "weights pretrained", "leave it out")
     if own or source in CONFIG_MAPPING or weights == "random":
         pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
         if labels is not None:
@@ -148,16 +151,20 @@ def load_model(
         for part in (model_config, getattr(model_config, "backbone_config", None)):
             if part is not None:
                 part.num_channels = 3 if pretrained else channels
+        if timms and family.predicts_masks and (pretrained or source in FREEZES_NORMS):  # for small batches
+            model_config.backbone_config.freeze_batch_norm_2d = True
         if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
             dry_run(name, model_config, ODD_SIZE)
         with config_errors(name), quiet_transformers():
             model = auto_class(family).from_config(model_config).float()
         report.new = list(model.state_dict())
         if pretrained:
-            found = pretrain(model, backbone_weights) if own else _pretrain_theirs(model, backbone, hub)
+            found = (pretrain(model, model_config.backbone, model.load_backbone, backbone_weights) if own
+                     else _pretrain_theirs(model, backbone, hub, backbone_weights))
             report.new = [key for key in report.new if family.is_head(key)]
             report.loaded = len(model.state_dict()) - len(report.new)
-            weights_of = "weights of" if theirs else f"ImageNet weights of {model_config.backbone} from"
+            weights_of = ("weights of" if theirs and not timms
+                          else f"ImageNet weights of {backbone or model_config.backbone} from")
             report.notes.append(f"the backbone has the {weights_of} {found.source}")
             # No path of this machine, since cards repeat it.
             report.backbone_weights = f"{weights_of} {'a file' if backbone_weights else found.source}"
@@ -278,11 +285,11 @@ def _load_weights(source: str, config, family: Family, report: LoadReport, hub: 
     return model
 
 
-def _pretrain_theirs(model: nn.Module, backbone: str, hub: dict) -> Pretraining:
+def _pretrain_theirs(model: nn.Module, backbone: str, hub: dict, file: str | None) -> Pretraining:
     with readable_errors(backbone), quiet_transformers(progress=not Path(backbone).is_dir()):
-        if not Path(backbone).is_dir():
+        if not Path(backbone).is_dir() and not is_timm(backbone):
             hub = {**hub, "revision": find_weights(backbone, hub["revision"], hub["token"])}
-        return pretrain_backbone(model, backbone, hub)
+        return pretrain_backbone(model, backbone, hub, file)
 
 
 def _set_task(config, family: Family, task: str, name: str) -> None:
