@@ -24,6 +24,7 @@ from hfseg.inference.segments import SegmentRules
 from hfseg.inference.tiling import Tiles
 from hfseg.inference_settings import FLIPS, check_tile, read_tta
 from hfseg.labels import Colour, make_palette
+from hfseg.models.families import tasks_of
 from hfseg.ops.upsample import upsample_argmax
 from hfseg.result import Segmentation
 
@@ -168,9 +169,7 @@ class Segmenter(ObjectPass):
         check_tile(tile, tile_overlap)
         self.tile, self.tile_overlap, self.tta = tile or None, tile_overlap, read_tta(tta)
         config, family = self.model.config, self.family
-        can = family.tasks if family else ("semantic",)
-        said = getattr(config, "segmentation_task", None) or _named_task(config, can)
-        self.task = one_of(task or said or can[-1], can, "task of this network")
+        self.task = one_of(task or self.tasks[0], family.tasks if family else ("semantic",), "task of this network")
         self.rules = rules
         if self.task == "panoptic" and self.tta:
             raise UserError("views are asked for (tta), and the task is panoptic", "the semantic or instance task, or "
@@ -182,6 +181,11 @@ class Segmenter(ObjectPass):
         if self.resizes_windows and not set(self.tta) <= set(FLIPS):
             raise UserError(f"tta holds scales, and this network takes images of {family.input_size(config)} only",
                             ", ".join(FLIPS), "leave the scales out")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What can be asked of the model, what it was trained for first: `semantic`, `instance`, `panoptic`."""
+        return tasks_of(self.model.config)
 
     def __call__(self, image: Any, batch_size: int = 8) -> Segmentation | list[Segmentation]:
         """Segment an image or a list of images.
@@ -353,9 +357,3 @@ class Segmenter(ObjectPass):
 
     def _read(self, value: Any, name: str) -> np.ndarray:
         return read_image(value, self.channels, name)
-
-
-def _named_task(config: Any, can: Sequence[str]) -> str | None:
-    """The task that a checkpoint of the hub is named after, such as facebook/mask2former-swin-tiny-coco-instance."""
-    name = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].lower()
-    return next((task for task in can if task in name), None)
