@@ -151,7 +151,9 @@ def _loader(prompted: bool) -> Callable[[str], Any]:
 def _ready_segmenter(path: str) -> Segmenter:
     """A segmenter after its first image, for which kernels are compiled, so that no visitor waits for that."""
     segmenter = Segmenter.from_pretrained(path)
-    segmenter(np.zeros((64, 64, segmenter.channels), np.uint8)).confidence  # noqa: B018 - computed when read
+    image = np.zeros((64, 64, segmenter.channels), np.uint8)
+    for task in segmenter.tasks:
+        segmenter.using(task=task, threshold=0.0)(image).confidence  # noqa: B018 - computed when read
     return segmenter
 
 

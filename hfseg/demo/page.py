@@ -83,8 +83,7 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
                                 elem_id="compare")  # fmt: skip
             tasks = models.tasks(names[0])
             task = gr.Radio(list(tasks), value=tasks[0], label="Task", visible=len(tasks) > 1, elem_id="task")
-            threshold = gr.Slider(0, 1, value=0.5, step=0.01, label="Least score", elem_id="threshold",
-                                  info="objects that the model is less sure of are left out",
+            threshold = gr.Slider(0, 1, value=0.5, step=0.01, label="Least score of an object", elem_id="threshold",
                                   visible=tasks[0] != "semantic")  # fmt: skip
             run = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Accordion("Advanced", open=False, elem_id="advanced"):

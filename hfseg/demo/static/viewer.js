@@ -352,10 +352,10 @@ class Viewer {
     const parts = [];
     const add = (text, className) => parts.push(Object.assign(document.createElement("span"), { textContent: text, className }));
     const swatch = document.createElement("i");
-    swatch.style.background = one ? `rgb(${one.rgb})` : "transparent";
+    const segment = layer.segmentAt(at.index);
+    swatch.style.background = one ? `rgb(${segment ? layer.colourOf(segment) : one.rgb})` : "transparent";
     parts.push(swatch);
     add(one ? one.name : "no class", "hv-class");
-    const segment = layer.segmentAt(at.index);
     if (segment) add(`#${segment.id}`, "hv-number");
     if (segment?.score != null) add(`score ${segment.score.toFixed(2)}`, "hv-sure");
     if (layer === this.objects.layer) this.objects.mark(layer.keys[at.index] || this.look.segment);
