@@ -117,6 +117,13 @@ def test_the_view_that_sees_an_object_whole_has_its_mask():
     assert merged.box == whole.box and merged.score == 0.9
 
 
+def test_what_a_border_cuts_is_left_to_the_window_that_shows_it_whole():
+    windows = Window(0, 50, 0, 60), Window(0, 50, 40, 100)
+    sliver = piece(10, 50, 10, 10, 0.9)
+    assert merge_windows([(windows[0], [sliver]), (windows[1], [])], (50, 100)) == []
+    assert merge_windows([(windows[0], [piece(10, 30, 10, 30, 0.9)]), (windows[1], [])], (50, 100))  # cut in both
+
+
 def test_two_objects_of_one_window_stay_two():
     windows = Window(0, 50, 0, 60), Window(0, 50, 40, 100)
     twice = [piece(10, 42, 10, 18, 0.9), piece(10, 42, 10, 17, 0.4)]
