@@ -40,8 +40,13 @@ class MaskRcnnConfig(DetectorConfig):
     boxes_per_image: int = 512
 
 
-# Boxes and scores are float32 whatever the network computes in: half precision places boxes up to four pixels apart, and
-# they are matched with objects, or suppress each other, by what they overlap.
+# Boxes and scores are float32 whatever the network computes in: half precision places boxes up to four pixels apart,
+# and they are matched with objects, or suppress each other, by what they overlap.
+
+
+class _AnchorGenerator(AnchorGenerator):
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device):
+        super().set_cell_anchors(torch.float32, device)
 
 
 class _BoxCoder(BoxCoder):
@@ -88,7 +93,7 @@ class MaskRcnnForInstanceSegmentation(Detector):
         body = self.body((1, 2, 3, 4))
         pyramid = FeaturePyramidNetwork(body.feature_info.channels(), width, LastLevelMaxPool())
         self.backbone = nn.ModuleDict({"body": body, "fpn": pyramid})
-        anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5)
+        anchors = _AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5)
         kept = {"training": config.proposals, "testing": config.proposals}
         self.rpn = _ProposalNetwork(anchors, RPNHead(width, 3), 0.7, 0.3, 256, 0.5, kept, kept, 0.7)
         self.roi_heads = _Heads(
