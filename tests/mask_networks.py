@@ -67,7 +67,8 @@ LARGER: dict[str, dict] = {
     "eomt_dinov3": {"image_size": 96},
     "detr": {"d_model": 128, "encoder_ffn_dim": 128, "decoder_ffn_dim": 128,  # the last layer of masks has a sixteenth
              "backbone_config": {**RESNET, "embedding_size": 32, "hidden_sizes": [32, 64, 96, 128]}},
-    "rf_detr": {"backbone_config": {**CONFIGS["rf_detr"]["backbone_config"], "image_size": 96}},
+    "rf_detr": {"d_model": 64, "decoder_ffn_dim": 64,
+                "backbone_config": {**CONFIGS["rf_detr"]["backbone_config"], "hidden_size": 48, "image_size": 96}},
     "hfseg/yolact": {"anchor_sizes": [32, 40, 48, 64, 96]},
 }  # fmt: skip
 
