@@ -395,3 +395,11 @@ def test_a_smaller_object_lies_above_and_a_crowd_below(first):
     assert set(np.unique(above.flat())) == {1, 2} == set(np.unique(above.semantic_map(255, np.uint8)) + 1)
     crowd = Segments.from_codes((4, 4), codes, [0, 1], [first == 1, first == 0])  # the small one
     assert set(np.unique(crowd.flat())) == {2 if first else 1}
+
+
+def test_more_objects_than_a_byte_counts():
+    codes = [coco.encode(np.asfortranarray(np.arange(900).reshape(30, 30) == number).astype(np.uint8, order="F"))
+             for number in range(700)]
+    segments = Segments.from_codes((30, 30), codes, [0] * 700, [False] * 700)
+    assert (segments.masks().reshape(700, -1).argmax(1) == np.arange(700)).all()
+    assert rle.areas(codes).tolist() == [1] * 700 and rle.areas([]).tolist() == []

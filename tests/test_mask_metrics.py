@@ -221,6 +221,13 @@ def test_average_precision_is_that_of_pycocotools(seed):
     np.testing.assert_equal(halves[0].scores(["a", "b", "c"]), scores)
 
 
+def test_three_hundred_objects_in_one_image():
+    codes = [code(np.arange(1600).reshape(40, 40) // 4 == number) for number in range(300)]
+    metric = Detections(1, max_detections=300)
+    metric.add(0, codes, [0] * 300, [0.5] * 300, codes, [0] * 300)
+    assert metric.scores(["a"])["mask_ap"] == pytest.approx(1.0)
+
+
 def test_a_boundary_is_what_erosion_takes():
     from scipy.ndimage import binary_erosion
 

@@ -64,8 +64,7 @@ class Segments:
         kind = np.uint8 if len(codes) < 256 else np.uint16 if len(codes) < 65536 else np.int32
         layers: list[np.ndarray] = []
         layer_of = np.zeros(len(codes), np.int64)
-        areas = np.asarray(coco.area(list(codes)) if len(codes) else [])
-        for number in np.lexsort((areas, np.asarray(crowd, bool).reshape(-1))):
+        for number in np.lexsort((rle.areas(codes), np.asarray(crowd, bool).reshape(-1))):
             mask = coco.decode(codes[number]).view(bool)
             place = max((k + 1 for k, layer in enumerate(layers) if layer[mask].any()), default=0)
             if place == len(layers):

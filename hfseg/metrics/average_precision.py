@@ -13,6 +13,7 @@ import numpy as np
 from pycocotools import mask as coco
 
 from hfseg.errors import UserError
+from hfseg.ops import rle
 from hfseg.ops.compiled import compiled
 
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
@@ -183,7 +184,7 @@ def boundary_of(code: Mapping) -> dict[str, Any]:
 def _match(ious: np.ndarray, ours: list, theirs: list, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether each detection found an object, (areas, thresholds, detections), whether it is left out, and how many
     objects count, (areas,)."""
-    sizes, true_sizes = (np.asarray(coco.area(codes), np.float64) if codes else np.zeros(0) for codes in (ours, theirs))
+    sizes, true_sizes = (rle.areas(codes).astype(np.float64) for codes in (ours, theirs))
     shape = (len(AREAS), len(THRESHOLDS), len(ours))
     hits, left, counted = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(len(AREAS), np.int64)
     for a, (low, high) in enumerate(AREAS.values()):

@@ -15,7 +15,7 @@ from transformers.utils import cached_file
 
 from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
-from hfseg.models.backbones import HOSTS, is_backbone_type, pretrain_backbone
+from hfseg.models.backbones import FREEZES_NORMS, HOSTS, is_backbone_type, is_timm, pretrain_backbone
 from hfseg.models.configs import auto_class, config_errors, load_config, readable_errors, resolve_name
 from hfseg.models.dry_run import dry_run
 from hfseg.models.families import Family, family_of
@@ -61,8 +61,9 @@ def load_model(
         revision: Branch, tag or commit on the hub.
         token: Hub token, if not the one that is logged in.
         weights: `pretrained` or `random`; one of hfseg's own networks starts from its backbone's ImageNet weights.
-        backbone: By name: for hfseg's own networks, such as `resnet18` or a model of timm; for `upernet`, a checkpoint
-            of transformers such as `facebook/dinov2-small`, or a type such as `swin`, which gives random weights.
+        backbone: By name: for hfseg's own networks, such as `resnet18` or a model of timm; for `upernet`,
+            `mask2former`, `maskformer` and `detr`, a model of timm, a checkpoint of transformers such as
+            `facebook/dinov2-small`, or a type such as `swin`, which gives random weights.
         backbone_weights: File with weights of the backbone, in place of those that its library offers.
         config: Fields of the configuration to override.
         channels: Bands of the images; the first convolution is adapted when the checkpoint has others.
@@ -101,9 +102,11 @@ def load_model(
         _set_task(model_config, family, task, name)
     _set_loss(model_config, family, loss or {}, name)
     own, found = architecture_of(source) is not None, None
-    if backbone_weights is not None and (not own or weights == "random"):
+    on_timm = bool(backbone) and source in HOSTS and is_timm(backbone)
+    if backbone_weights is not None and (not (own or on_timm) or weights == "random"):
         raise UserError(f"model.backbone_weights is set, and {name} with {weights} weights does not read it",
-                        "a network of hfseg such as hfseg/unet, with weights pretrained", "leave it out")
+                        "a network of hfseg such as hfseg/unet, or one of transformers on a backbone of timm, with "
+                        "weights pretrained", "leave it out")
     if own or source in CONFIG_MAPPING or weights == "random":
         if labels is not None:
             set_labels(model_config, labels)
@@ -192,11 +195,14 @@ def _new_network(source: str, config: Any, channels: int, weights: str, backbone
                  report: LoadReport) -> tuple[nn.Module, Pretraining | None]:
     """A network without a checkpoint of its own: all of it random, or a pretrained backbone under a new head."""
     own, family = architecture_of(source) is not None, family_of(config)
-    theirs = bool(backbone) and source in HOSTS  # a backbone of transformers, under its UPerNet
+    theirs = bool(backbone) and source in HOSTS  # a backbone by name, under a network of transformers
+    on_timm = theirs and is_timm(backbone)
     pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
     for part in (config, getattr(config, "backbone_config", None)):
         if part is not None:
             part.num_channels = 3 if pretrained else channels
+    if on_timm and family.predicts_masks and (pretrained or source in FREEZES_NORMS):  # for small batches
+        config.backbone_config.freeze_batch_norm_2d = True
     if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
         dry_run(report.name, config, ODD_SIZE)
     with config_errors(report.name), quiet_transformers():
@@ -205,10 +211,12 @@ def _new_network(source: str, config: Any, channels: int, weights: str, backbone
     if not pretrained:
         report.notes.append("all weights are random")
         return model, None
-    found = pretrain(model, backbone_weights) if own else _pretrain_theirs(model, backbone, hub)
+    found = (pretrain(model, config.backbone, model.load_backbone, backbone_weights) if own
+             else _pretrain_theirs(model, backbone, hub, backbone_weights))
     report.new = [key for key in report.new if family.is_head(key)]
     report.loaded = len(model.state_dict()) - len(report.new)
-    weights_of = "weights of" if theirs else f"ImageNet weights of {model.config.backbone} from"
+    weights_of = ("weights of" if theirs and not on_timm
+                  else f"ImageNet weights of {backbone or config.backbone} from")
     report.notes.append(f"the backbone has the {weights_of} {found.source}")
     # No path of this machine, since cards repeat it.
     report.backbone_weights = f"{weights_of} {'a file' if backbone_weights else found.source}"
@@ -246,11 +254,11 @@ def _load_weights(source: str, config, family: Family, report: LoadReport, hub: 
     return model
 
 
-def _pretrain_theirs(model: nn.Module, backbone: str, hub: dict) -> Pretraining:
+def _pretrain_theirs(model: nn.Module, backbone: str, hub: dict, file: str | None) -> Pretraining:
     with readable_errors(backbone), quiet_transformers(progress=not Path(backbone).is_dir()):
-        if not Path(backbone).is_dir():
+        if not Path(backbone).is_dir() and not is_timm(backbone):
             hub = {**hub, "revision": find_weights(backbone, hub["revision"], hub["token"])}
-        return pretrain_backbone(model, backbone, hub)
+        return pretrain_backbone(model, backbone, hub, file)
 
 
 def _set_task(config, family: Family, task: str, name: str) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from pycocotools import mask as coco
 
 from hfseg.errors import UserError
 
@@ -67,6 +68,24 @@ def area(rle: Mapping[str, Any]) -> int:
         2
     """
     return int(_counts(rle)[1::2].sum())
+
+
+def areas(codes: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """Count the pixels inside each of many masks.
+
+    Args:
+        codes: Compressed ones, as pycocotools takes them.
+
+    Returns:
+        (N,) int64.
+
+    Example:
+        >>> areas([{"size": [2, 2], "counts": "22"}] * 300).sum()
+        np.int64(600)
+    """
+    # pycocotools 2.0.11 counts the codes themselves in 8 bits.
+    parts = [coco.area(list(codes[start : start + 255])) for start in range(0, len(codes), 255)]
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
 
 def bbox(rle: Mapping[str, Any]) -> list[int]:

