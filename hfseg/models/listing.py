@@ -43,6 +43,7 @@ def list_models(
     pattern: str = "",
     *,
     backbone: str | None = None,
+    task: str | None = None,
     max_parameters: float | None = None,
     max_gflops: float | None = None,
 ) -> list[ModelRow]:
@@ -51,6 +52,7 @@ def list_models(
     Args:
         pattern: A part of the name, the family, the backbone or the tasks.
         backbone: Lists hfseg's own networks on this backbone, those that take it.
+        task: `semantic`, `instance` or `panoptic`: leave out what does not do it.
         max_parameters: Leave out what has more, in millions.
         max_gflops: Leave out what costs more, or is not counted.
 
@@ -71,6 +73,8 @@ def list_models(
     for name, body in names.items():
         tasks = " ".join(FAMILIES[_family(name)].tasks)
         if pattern.lower() not in f"{name} {body or ''} {_family(name)} {tasks}".lower():
+            continue
+        if task is not None and task not in FAMILIES[_family(name)].tasks:
             continue
         try:
             row = count(name, body)
