@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mask_networks import CONFIGS, checkpoint
 
 import hfseg
 from hfseg.data import load_data
@@ -18,6 +17,7 @@ from hfseg.models import FAMILIES, family_of, load_model
 from hfseg.models.candidates import Targets
 from hfseg.models.networks import ARCHITECTURES
 from hfseg.recipe import Recipe
+from mask_networks import CONFIGS, checkpoint
 
 RATES = {"hfseg/mask-rcnn": 2e-3, "hfseg/yolact": 1e-3, "mask2former": 3e-3}
 QUICK = {"detr": 290, "mask2former": 100, "maskformer": 40, "oneformer": 100, "eomt": 80, "eomt_dinov3": 120,

@@ -120,7 +120,9 @@ def test_the_list_counts_and_filters(capsys):
     assert [row.name for row in rows] == ["hfseg/fcn", "hfseg/deeplabv3-torchvision", "hfseg/lraspp"]
     assert [row.name for row in list_models("torchvision", max_gflops=10)] == ["hfseg/lraspp"]
     assert {row.name for row in list_models("mit-b", max_parameters=14)} == {"nvidia/mit-b0", "nvidia/mit-b1"}
-    instances = {row.name: row for row in list_models("instance")}
+    assert all("panoptic" in row.task for row in list_models("former", task="panoptic"))
+    instances = {row.name: row for row in list_models(task="instance")}
+    assert instances == {row.name: row for row in list_models("instance")}
     assert {"mask2former", "rf_detr", "hfseg/mask-rcnn", "hfseg/yolact"} <= instances.keys()
     assert instances["mask2former"].task == "semantic, instance, panoptic" and instances["rf_detr"].gflops is None
     on_lite = [row for part in ("linknet", "pspnet", "manet", "dpt", "fcn", "segnet") for row in _on_lite(part)]
