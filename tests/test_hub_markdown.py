@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from hfseg.hub.local import LocalHub
 from hfseg.hub.local.access import ANONYMOUS
 from hfseg.hub.local.markdown import BRACKETS, LONGEST, render_markdown
 from hfseg.hub.local.page_card import facts, results, tags, usage
@@ -183,6 +184,12 @@ FRONT = st.dictionaries(
         | st.lists(JSON | st.fixed_dictionaries({"results": st.lists(RESULT | JSON, max_size=3)}), max_size=3)
     }
 )
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with LocalHub(tmp_path_factory.mktemp("hub")) as hub:
+        yield hub
 
 
 @settings(max_examples=150)
