@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from mask_networks import CONFIGS, LARGER, checkpoint, write_pictures
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers.loss.loss_for_object_detection import HungarianMatcher
@@ -26,6 +25,7 @@ from hfseg.models.networks.mask_rcnn import MaskRcnnForInstanceSegmentation
 from hfseg.models.networks.yolact import YolactForInstanceSegmentation
 from hfseg.objective import ModelLoss
 from hfseg.recipe import Recipe
+from mask_networks import CONFIGS, LARGER, checkpoint, write_pictures
 
 RATES = {"hfseg/mask-rcnn": 2e-3, "hfseg/yolact": 1e-3, "mask2former": 3e-3}
 QUICK = {"detr": 290, "mask2former": 100, "maskformer": 40, "oneformer": 100, "eomt": 80, "eomt_dinov3": 120,
