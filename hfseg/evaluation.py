@@ -40,8 +40,9 @@ SEGMENT_PROTOCOL = {
     "instance": {
         "scored_at": "the original size of each image; mask logits upsampled bilinearly before the threshold",
         "averaging": "COCO: the mean over IoU thresholds 0.50 to 0.95 and classes of the area under the precision "
-                     "envelope; areas are those of the masks; the boundary score takes the smaller of the IoU of masks "
-                     "and that of their boundaries",
+                     "envelope; an object's area is that which its annotation states, as for pycocotools, or else "
+                     "that of its mask; the boundary score takes the smaller of the IoU of masks and that of their "
+                     "boundaries",
     },
     "panoptic": {
         "scored_at": "the original size of each image; mask logits upsampled bilinearly before the threshold",

@@ -16,10 +16,11 @@ import numpy as np
 from hfseg.data.columns import canonical, canonical_names, checked, find_columns, labelled, with_features
 from hfseg.data.folders import split_name
 from hfseg.data.images import Sample, decode_map, look_at, name_of, read_row
-from hfseg.data.instances import from_tables, make_schema, open_instances
+from hfseg.data.instances import make_schema, open_instances
 from hfseg.data.readers import find_beside, find_on_hub, read_hub, read_local, read_shapes
 from hfseg.data.scan import MAX_MAPS, Scan, scan_maps
 from hfseg.data.schemas import find_schema, names_from_features, names_from_model, read_declared
+from hfseg.data.tables import from_tables
 from hfseg.errors import BadSample, UserError, one_of
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
@@ -268,8 +269,9 @@ def _open_objects(path, name, revision, streaming, task, labels, scenes, skip):
         domain = DOMAINS[path.partition("/")[2] or "source"]
         things = tuple(one for one, thing in zip(domain.names, domain.things, strict=True) if thing)
         chosen = labels if isinstance(labels, LabelSchema) else dataclasses.replace(schema, things=things)
-        splits, _ = from_tables(splits)
-        return splits, make_schema(None, labels, task, path, {"schema": chosen}), []
+        notes: list[str] = []
+        schema = make_schema(None, labels, task, path, {"schema": chosen}, notes)
+        return from_tables(splits).splits, schema, notes
     local = Path(path).expanduser()
     if not local.exists():
         return open_instances(path, read_hub(path, name, revision, streaming), task, labels, skip,
