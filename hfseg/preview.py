@@ -10,7 +10,8 @@ from hfseg.data.contact_sheet import contact_sheet
 from hfseg.data.loading import EpochBatches, Preparation, TrainingSet
 from hfseg.errors import UserError
 from hfseg.recipe import Recipe
-from hfseg.run_setup import crop_size, frequencies, limit_data
+from hfseg.training.batches import crop_size
+from hfseg.training.setup import frequencies, limit_data
 
 
 def draw_preview(recipe: Recipe, path: str | Path, count: int = 12) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
@@ -14,26 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hfseg.errors import BadSample, UserError, one_of
 from hfseg.inference.confidence import confidence_of
-from hfseg.inference.evaluation_mode import EvaluationMode
+from hfseg.inference.forward_pass import ForwardPass, by_shape
 from hfseg.inference.profiling import Profile, profile_call, time_stages
 from hfseg.inference.reading import read_ahead, read_image
 from hfseg.inference.segments import Found, Geometry, SegmentRules, compatible, find_instances, find_panoptic
-from hfseg.inference.test_time_augmentation import averaged_logits
 from hfseg.inference.tiling import Tiles
 from hfseg.inference_settings import FLIPS, check_tile, read_tta
 from hfseg.labels import Colour, make_palette
-from hfseg.models.families import FAMILIES
 from hfseg.ops.upsample import upsample_argmax
 from hfseg.result import Segmentation
 
-_LEAST_PIXELS = 32  # networks halve the sides five times, and fail on less
 
-
-class Segmenter:
+class Segmenter(ForwardPass):
     """A model with its image processor, ready to segment images of any size and kind.
 
     Args:
@@ -82,25 +76,11 @@ class Segmenter:
         things: Iterable[int] | None = None,
         **rules: Any,
     ):
-        if isinstance(dtype, str):
-            dtype = getattr(torch, one_of(dtype, ("float32", "float16", "bfloat16"), "dtype"))
-        try:
-            self.model = model.to(device=device, dtype=dtype) if device is not None or dtype is not None else model
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(f"cannot compute on {device!r}: {str(error).splitlines()[0]}", "a device of this machine",
-                            "device=None takes the best there is") from error
-        self.channels_last = channels_last
-        if channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if compile:
-            self.model.compile()
-        self.processor = processor
+        super().__init__(model, processor, device, dtype, channels_last=channels_last, compile=compile)
         self.id2label = {int(i): str(name) for i, name in model.config.id2label.items()}
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
-        self.family = FAMILIES.get(getattr(model.config, "model_type", None))
         self.things = tuple(self.id2label if things is None else sorted(set(things)))
-        self._mode = EvaluationMode(self.model)
         self._settle(tile, tile_overlap, tta, task, SegmentRules(**rules))
 
     @classmethod
@@ -362,7 +342,7 @@ class Segmenter:
             raise UserError("segments are asked for, and the task is semantic", "instance or panoptic",
                             "predict_maps gives the class of every pixel")
         results: list = [None] * len(images)
-        for shape, members in _by_shape(images).items():
+        for shape, members in by_shape(images).items():
             with self._mode.inference():
                 pixel_values = self._pixel_values([images[i] for i in members])
                 outputs, padded, content = self._forward(pixel_values)
@@ -397,7 +377,7 @@ class Segmenter:
     def _predict(self, images: Sequence[np.ndarray], confidence: bool) -> list[tuple[np.ndarray, Any]]:
         """Class map of each image, and its confidence or what computes it."""
         results: list = [None] * len(images)
-        for shape, members in _by_shape(images).items():
+        for shape, members in by_shape(images).items():
             if self.needs_tiles(shape):
                 for i in members:  # confidence at once, band by band: for later, all logits would have to be kept
                     found = self.tiles(images[i]).maps(lambda logits, size: self._upsample(logits, size, confidence))
@@ -415,95 +395,8 @@ class Segmenter:
     def _read(self, value: Any, name: str) -> np.ndarray:
         return read_image(value, self.channels, name)
 
-    def _logits(self, images: Sequence[np.ndarray], whole: bool) -> Tensor:
-        """Logits of images of one size: whole ones as the processor wants them, or windows as they are."""
-        with self._mode.inference():
-            pixel_values = self._pixel_values(images, resize=whole or self.resizes_windows)
-            if self.tta:
-                logits = averaged_logits(self._network, pixel_values, self.tta, _patch_size(self.model.config))
-            else:
-                logits = self._network(pixel_values)
-            self._refuse_nan(logits)
-        return logits
-
-    @staticmethod
-    def _refuse_nan(logits: Tensor) -> None:
-        if logits.sum().isnan() and logits.isnan().any():  # the sum is cheap, and NaN too where infinities cancel
-            raise UserError("the network gives NaN instead of class scores",
-                            fix="its weights diverged in training or are damaged; or its numbers are too large for "
-                            "half precision: dtype float32")
-
-    @property
-    def _gives_scores(self) -> bool:
-        """Whether what stands for logits is linear in probabilities: the masks of each class, added up. Where windows
-        or views are averaged by their probabilities, it is their logarithm."""
-        return self.family is not None and self.family.predicts_masks and not (self.tile or self.tta)
-
-    def _pixel_values(self, images: Sequence[np.ndarray], resize: bool = True) -> Tensor:
-        # Cropping loses pixels, and where a processor pads is its secret: `_pad` does that in the open.
-        unwanted = ("do_center_crop", "do_pad") if resize else ("do_center_crop", "do_pad", "do_resize")
-        off = {key: False for key in unwanted if getattr(self.processor, key, None)}
-        kinds = [np.float32 if image.dtype == np.uint16 else image.dtype for image in images]
-        images = [np.require(image, kind, "W") for image, kind in zip(images, kinds, strict=True)]  # torch warns else
-        values = self.processor(list(images), input_data_format="channels_last", **off)["pixel_values"]
-        values = [torch.as_tensor(value) for value in values]
-        pixel_values = values[0][None] if len(values) == 1 else torch.stack(values)  # one image is not copied
-        parameter = next(self.model.parameters())
-        return pixel_values.to(parameter.device, parameter.dtype)
-
-    def _network(self, pixel_values: Tensor) -> Tensor:
-        """Logits of pixel values, padded to what the network can take; they lie on what was not padded."""
-        outputs, padded, content = self._forward(pixel_values)
-        if self.family is not None and self.family.predicts_masks:
-            logits = self.family.read(outputs).semantic_scores()
-            logits = logits if self._gives_scores else logits.clamp(min=1e-12).log()
-        else:
-            logits = outputs.logits
-        if padded != content:
-            whole = F.interpolate(logits.float(), size=padded, mode="bilinear", align_corners=False)
-            logits = whole[..., : content[0], : content[1]]
-        return logits
-
-    def _forward(self, pixel_values: Tensor) -> tuple[Any, tuple[int, int], tuple[int, int]]:
-        """What the model returns, the (height, width) that it was given, and that of the image in it."""
-        padded, content = self._pad(pixel_values)
-        if self.channels_last:
-            padded = padded.contiguous(memory_format=torch.channels_last)
-        asked = self.family.ask(self.model, self.task, len(padded)) if self.family and self.family.ask else {}
-        return self.model(pixel_values=padded, **asked), tuple(padded.shape[-2:]), content
-
-    def _pad(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Pad right and bottom by zeros, the mean, to what the processor would pad to and networks can take."""
-        height, width = pixel_values.shape[-2:]
-        pads = getattr(self.processor, "do_pad", None)
-        step = (getattr(self.processor, "size_divisor", None) if pads else None) or 1
-        if self.family is not None:
-            step = math.lcm(step, self.family.step(self.model.config))
-        least = (getattr(self.processor, "pad_size", None) if pads else None) or {"height": 1, "width": 1}
-        if self.family is not None and self.family.keeps_aspect:  # then there is one size
-            least = dict(zip(("height", "width"), self.family.input_size(self.model.config), strict=True))
-        target = [
-            -(-max(size, least[side], _LEAST_PIXELS) // step) * step
-            for size, side in ((height, "height"), (width, "width"))
-        ]
-        return F.pad(pixel_values, (0, target[1] - width, 0, target[0] - height)), (height, width)
-
 
 def _named_task(config: Any, can: Sequence[str]) -> str | None:
     """The task that a checkpoint of the hub is named after, such as facebook/mask2former-swin-tiny-coco-instance."""
     name = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].lower()
     return next((task for task in can if task in name), None)
-
-
-def _by_shape(images: Sequence[np.ndarray]) -> dict[tuple, list[int]]:
-    """Which images have the same shape."""
-    members: dict[tuple, list[int]] = {}
-    for i, image in enumerate(images):
-        members.setdefault(image.shape, []).append(i)
-    return members
-
-
-def _patch_size(config: Any) -> int:
-    """Pixels that images should be a multiple of, since a network of patches leaves out what is over."""
-    sizes = [getattr(part, "patch_size", None) for part in (config, getattr(config, "backbone_config", None))]
-    return next((size for size in sizes if isinstance(size, int)), 1)

@@ -1,4 +1,4 @@
-"""Backbones of transformers by name, under its UPerNet, and backbones that networks of hfseg cannot use."""
+"""Backbones by name, under networks of transformers, and backbones that networks of hfseg cannot use."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from mask_networks import CONFIGS
 from transformers import (
     BitImageProcessor,
     ConvNextConfig,
@@ -17,7 +18,8 @@ from transformers import (
 )
 
 from hfseg.errors import UserError
-from hfseg.models import load_for_inference, load_model
+from hfseg.models import family_of, load_for_inference, load_model
+from hfseg.models.backbones import HOSTS
 from hfseg.models.dry_run import dry_run
 
 LABELS = ["road", "car", "tree"]
@@ -114,3 +116,49 @@ def test_dinov2_s_patches_of_14_pixels_lie_on_the_image():
     with torch.no_grad():
         logits = model(pixel_values=torch.randn(1, 3, 56, 84)).logits
     assert logits.shape[-2:] == (32, 48)  # eight for 14 pixels
+
+
+@pytest.mark.parametrize("name", ["mask2former", "maskformer", "detr", "upernet"])
+def test_a_network_of_timm_gives_its_own_features_under_a_network_of_transformers(name, tmp_path):
+    import timm
+
+    torch.manual_seed(0)
+    classifier = timm.create_model("mobilenetv3_small_050").eval()
+    torch.save(classifier.state_dict(), tmp_path / "classifier.pth")
+    arguments = {"config": SMALL if name == "upernet" else CONFIGS[name].copy()}
+    arguments["config"].pop("backbone_config", None)
+    model, processor = load_model(name, LABELS, backbone="mobilenetv3_small_050",
+                                  backbone_weights=str(tmp_path / "classifier.pth"), **arguments)
+    family = family_of(model.config)
+    assert all(family.is_head(key) for key in model.load_report.new) and model.load_report.loaded > 100
+    assert model.load_report.backbone_weights == "ImageNet weights of mobilenetv3_small_050 from a file"
+    backbone = model.eval().get_submodule(HOSTS[name])
+    pixels = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = classifier.forward_intermediates(pixels, indices=[1, 2, 3, 4], intermediates_only=True)
+        found = getattr(backbone, "_backbone", backbone)(pixels)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    model.train()
+    norms = [module for module in backbone.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert bool(norms) == (name == "upernet")
+    model.save_pretrained(tmp_path / "b")
+    processor.save_pretrained(tmp_path / "b")
+    again, _ = load_for_inference(str(tmp_path / "b"))
+    with torch.no_grad():
+        one, two = (network.eval()(pixel_values=pixels) for network in (model, again))
+    torch.testing.assert_close(one[0] if name == "upernet" else one.logits if name == "detr" else
+                               one.masks_queries_logits, two[0] if name == "upernet" else two.logits
+                               if name == "detr" else two.masks_queries_logits)
+    more, processor = load_model(name, LABELS, backbone="mobilenetv3_small_050", channels=5,
+                                 backbone_weights=str(tmp_path / "classifier.pth"), **arguments)
+    more.eval()(pixel_values=torch.randn(1, 5, 64, 64))
+    assert len(processor.image_mean) == 5
+
+
+def test_frozen_norms_keep_their_activations():
+    """DETR replaces norms; timm has activations in its own."""
+    model, _ = load_model("detr", LABELS, backbone="mobilenetv3_small_050", weights="random", config={
+        key: value for key, value in CONFIGS["detr"].items() if key != "backbone_config"})
+    names = {type(module).__name__ for module in model.get_submodule(HOSTS["detr"]).modules()}
+    assert "FrozenBatchNormAct2d" in names and "DetrFrozenBatchNorm2d" not in names

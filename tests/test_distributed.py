@@ -14,14 +14,15 @@ from runs import SMALL_RUN, TINY, environment
 COUNT = """
 import json, sys
 import numpy as np
-import hfseg.evaluation as evaluation
+import hfseg.evaluation.tallies as tallies
 from accelerate import Accelerator
 from hfseg import Segmenter, load_data, load_model
+from hfseg.evaluation import Evaluator
 
 accelerator = Accelerator(cpu=True)
 matrices = []
-original = evaluation.scores_from_matrix
-evaluation.scores_from_matrix = lambda matrix, names: (matrices.append(matrix), original(matrix, names))[1]
+original = tallies.scores_from_matrix
+tallies.scores_from_matrix = lambda matrix, names: (matrices.append(matrix), original(matrix, names))[1]
 data = load_data("shapes/source", scenes=20)
 import torch
 torch.manual_seed(0)
@@ -30,7 +31,7 @@ torch.manual_seed(0)
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.2)
 for limit in (1, 2, 13):
-    evaluator = evaluation.Evaluator(data, "validation", batch_size=3, limit=limit)
+    evaluator = Evaluator(data, "validation", batch_size=3, limit=limit)
     evaluator.run(Segmenter(model, processor), accelerator=accelerator, verbose=False)
 if accelerator.is_main_process:
     json.dump([accelerator.num_processes, [matrix.tolist() for matrix in matrices]], open(sys.argv[2], "w"))

@@ -17,8 +17,10 @@ from transformers import SegformerImageProcessor
 
 import hfseg
 from hfseg.data import load_data
+from hfseg.data.alignment import align_classes
 from hfseg.errors import BadSample, UserError
-from hfseg.evaluation import Evaluator, align_classes
+from hfseg.evaluation import Evaluator
+from hfseg.evaluation.split import Split
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
 from hfseg.segmenter import Segmenter
@@ -240,10 +242,11 @@ def test_processes_share_the_images_and_their_counts_add_up(folder, world):
     alone = Rank(0)
     alone.num_processes = 2  # sends what it has
     evaluator = Evaluator(load_data(folder), "validation")
-    evaluator._samples = lambda rank, world, verbose: Evaluator._samples(evaluator, 0, 1, verbose)
+    evaluator.split.share = lambda rank, world, verbose: Split.share(evaluator.split, 0, 1, verbose)
     evaluator.run(segmenter, accelerator=alone, verbose=False)
     assert torch.equal(sum(rank.sent[0] for rank in ranks), alone.sent[0])
-    assert sum(rank.sent[1] for rank in ranks).tolist() == [0, len(SIZES), 0]
+    assert sum(rank.sent[1] for rank in ranks).tolist() == [0]
+    assert sum(rank.sent[2] for rank in ranks).tolist() == [len(SIZES), 0]
 
 
 def test_what_never_occurs_is_none_and_all_ignored_is_no_error(folder):
@@ -399,7 +402,7 @@ def test_scores_of_other_tiles_or_views_do_not_compare(folder):
 
 
 def test_rows_are_decoded_while_the_network_computes_and_no_further_than_needed(folder, monkeypatch):
-    import hfseg.evaluation as module
+    import hfseg.evaluation.split as module
 
     read, decoded, seen = module.read_row, [], []
 

@@ -291,7 +291,7 @@ def test_state_and_files_do_not_change_and_unfuse_takes_everything_back(family, 
 def test_a_whole_model_that_is_swapped_keeps_its_name_in_files(tmp_path, monkeypatch):
     original = SegformerForSemanticSegmentation
     key = f"{original.__module__}:{original.__name__}"
-    digest = fusing.framework.digest(original, FusedWholeModel)
+    digest = fusing.sources.digest(original, FusedWholeModel)
     monkeypatch.setitem(fusing.REWRITES, key, fusing.Rewrite(f"{__name__}:FusedWholeModel", {digest}))
     model = build()
     model.save_pretrained(tmp_path / "plain")
@@ -498,11 +498,11 @@ def test_an_unknown_source_is_left_alone(monkeypatch):
         return self.classifier(encoder_hidden_states[0])
 
     model = build()
-    fusing.framework.digest.cache_clear()
+    fusing.sources.digest.cache_clear()
     with monkeypatch.context() as patch:
         patch.setattr(SegformerDecodeHead, "forward", forward)
         assert reason(model) == f"unknown version of SegformerDecodeHead (transformers {transformers.__version__})"
-    fusing.framework.digest.cache_clear()
+    fusing.sources.digest.cache_clear()
     assert fuse(model).fuse_report.fused
 
 
@@ -515,8 +515,8 @@ def test_the_digest_reads_code_only(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     for name, text in texts.items():
         (tmp_path / f"digest_{name}.py").write_text(text)
-    kinds = [fusing.framework._find(f"digest_{name}:A") for name in texts]
-    one, two, three = (fusing.framework.digest(kind, FusedWholeModel) for kind in kinds)
+    kinds = [fusing.sources.find(f"digest_{name}:A") for name in texts]
+    one, two, three = (fusing.sources.digest(kind, FusedWholeModel) for kind in kinds)
     assert one == two != three
 
 

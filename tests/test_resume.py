@@ -210,7 +210,7 @@ def test_accumulation_may_change(copy, capsys, monkeypatch):
 
 
 def test_settings_of_the_optimizer_follow_the_recipe(copy, capsys, monkeypatch):
-    import hfseg.training as training
+    import hfseg.training.learner as training
 
     built, original = [], training.build_optimizer
     monkeypatch.setattr(training, "build_optimizer", lambda *a: built.append(original(*a)) or built[0])

@@ -19,11 +19,11 @@ from PIL import Image
 import hfseg
 from hfseg.data.loading import Preparation, StreamingSet, TrainingSet, model_inputs, train_loader
 from hfseg.errors import UserError
-from hfseg.optimization import MovingAverage, rate_factor
 from hfseg.recipe import LossConfig, TrainConfig, to_yaml
 from hfseg.recipe_reading import load_recipe, shipped_recipes
 from hfseg.run_directory import read_log
-from hfseg.run_setup import pick_score
+from hfseg.training.best_weights import pick_score
+from hfseg.training.optimization import MovingAverage, rate_factor
 from runs import TINY, environment, small_recipe
 
 
@@ -153,7 +153,7 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path):
 
 
 def test_early_stopping_ends_the_run(tmp_path, monkeypatch):
-    monkeypatch.setattr("hfseg.training.pick_score", lambda results, metric: 0.5)
+    monkeypatch.setattr("hfseg.training.best_weights.pick_score", lambda results, metric: 0.5)
     recipe = small_recipe(tmp_path / "run", max_steps=40, early_stopping=2)
     hfseg.train(recipe, verbose=False)
     assert [line["step"] for line in read_log(recipe.output_dir) if "eval" in line] == [2, 4, 6]

@@ -13,8 +13,8 @@ from test_networks import CASES
 import hfseg
 from hfseg.errors import UserError
 from hfseg.models import family_of, load_model
-from hfseg.optimization import build_optimizer, set_learning_rate
 from hfseg.recipe import TrainConfig
+from hfseg.training.optimization import build_optimizer, set_learning_rate
 from hfseg.transfer import STRATEGIES, plan_transfer
 from hfseg.transfer.stages import backbone_stages
 from runs import small_recipe

@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from hfseg.data.folders import split_name
+from hfseg.data.folder_names import split_name
 from hfseg.errors import UserError, one_of
 
 IMAGE_COLUMNS = ("image", "images", "img", "pixel_values", "photo", "picture", "input", "file_name")

@@ -6,26 +6,23 @@ is `hfseg.labels`' business.
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from hfseg.data.bands import bands_last, check_bands, class_values, finite, to_eight_bits, to_photo
+from hfseg.data.opening import ORIENTATION, open_stored, upright
 from hfseg.data.segments import Segments, read_segments
 from hfseg.errors import BadSample
 from hfseg.labels import LabelSchema
 
 ARRAY_SUFFIXES = (".npy", ".tif", ".tiff")
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".jp2")
-
-_ORIENTATION = 0x0112  # EXIF tag
 
 
 @dataclass
@@ -71,22 +68,22 @@ def decode_image(value: Any, channels: int = 3, sample: str = "") -> np.ndarray:
         (3, 4, 3)
     """
     name = sample or name_of(value) or "image"
-    content = _load(value, name)
+    content = open_stored(value, name)
     if isinstance(content, Image.Image):
-        content = _upright(content, name)
+        content = upright(content, name)
         if channels <= 4 and not content.mode.startswith(("I", "F")):
-            return _photo(content, channels, name)
+            return to_photo(content, channels, name)
         content = np.asarray(content)
-    array = _bands_last(content, name)
+    array = bands_last(content, name)
     if channels > 4:
-        _check_bands(array, channels, name)
-        return np.array(array) if array.dtype in (np.uint8, np.uint16) else _finite(array)
-    array = _eight_bits(array)
+        check_bands(array, channels, name)
+        return np.array(array) if array.dtype in (np.uint8, np.uint16) else finite(array)
+    array = to_eight_bits(array)
     if array.shape[2] == channels:
         return np.ascontiguousarray(array)
     if array.shape[2] not in (1, 3) and not (array.shape[2] == 4 and isinstance(value, np.ndarray)):
-        _check_bands(array, channels, name)  # the fourth band of a file may be infrared as well as transparency
-    return _photo(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels, name)
+        check_bands(array, channels, name)  # the fourth band of a file may be infrared as well as transparency
+    return to_photo(Image.fromarray(array[..., 0] if array.shape[2] == 1 else array), channels, name)
 
 
 def decode_map(
@@ -115,9 +112,9 @@ def decode_map(
         [7, 7, 7, 7]
     """
     name = sample or name_of(value) or "label map"
-    content, palette = _load(value, name), None
+    content, palette = open_stored(value, name), None
     if isinstance(content, Image.Image):
-        content = _upright(content, name)
+        content = upright(content, name)
         if content.mode == "P":
             palette = np.zeros((256, 3), np.uint8)
             listed = np.array(content.getpalette("RGB") or [], np.uint8).reshape(-1, 3)
@@ -129,7 +126,7 @@ def decode_map(
             array = array[..., 0]
     else:
         array = content
-    stored = _class_values(array, name)
+    stored = class_values(array, name)
     return (stored, palette) if with_palette else stored
 
 
@@ -153,9 +150,9 @@ def decode_ids(value: Any, sample: str = "") -> np.ndarray:
         [[257, 257]]
     """
     name = sample or name_of(value) or "map of objects"
-    content = _load(value, name)
+    content = open_stored(value, name)
     if isinstance(content, Image.Image):
-        content = _upright(content, name)
+        content = upright(content, name)
         if content.mode in ("RGB", "RGBA"):
             bands = np.asarray(content, np.int64)
             return bands[..., 0] + 256 * bands[..., 1] + 65536 * bands[..., 2]
@@ -166,29 +163,7 @@ def decode_ids(value: Any, sample: str = "") -> np.ndarray:
     if content.ndim == 3 and content.shape[2] == 3:
         bands = content.astype(np.int64)
         return bands[..., 0] + 256 * bands[..., 1] + 65536 * bands[..., 2]
-    return _class_values(content, name).astype(np.int64)
-
-
-def _class_values(array: np.ndarray, name: str) -> np.ndarray:
-    """Bring an array to (H, W) integers or (H, W, 3) colours."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    elif array.ndim == 3 and array.shape[0] == 1 and array.shape[2] not in (3, 4):
-        array = array[0]
-    if array.ndim == 3 and array.shape[2] in (3, 4) and array.dtype == np.uint8:
-        array = array[..., :3]
-        grey = (array[..., 0] == array[..., 1]).all() and (array[..., 0] == array[..., 2]).all()
-        return np.ascontiguousarray(array[..., 0] if grey else array)
-    if array.ndim != 2:
-        raise BadSample(name, f"a label map of shape {array.shape}", "(height, width) class ids, or RGB colours")
-    if array.dtype == bool:
-        return array.astype(np.uint8)
-    if array.dtype.kind == "f":
-        whole = np.rint(array)
-        if not np.array_equal(whole, array):
-            raise BadSample(name, "a label map of fractions or NaN", "whole numbers", "save class ids as integers")
-        return whole.astype(np.int64)
-    return np.ascontiguousarray(array)
+    return class_values(content, name).astype(np.int64)
 
 
 def read_row(row: Mapping[str, Any], schema: LabelSchema, channels: int = 3, name: str = "") -> Sample:
@@ -306,187 +281,14 @@ def look_at(value: Any) -> Look:
         BadSample: When it cannot be opened.
     """
     name = name_of(value) or "image"
-    content = _load(value, name, lazily=True)
+    content = open_stored(value, name, lazily=True)
     if not isinstance(content, Image.Image):
-        height, width, bands = _bands_last(content, name).shape
+        height, width, bands = bands_last(content, name).shape
         return Look(height, width, bands, f"{bands} band{'s' * (bands > 1)}, {content.dtype}")
     kinds = {"1": "1-bit", "L": "grey", "P": "palette", "I;16": "16-bit grey", "I": "16-bit grey", "LA": "grey, alpha"}
-    size = content.size[::-1] if content.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8) else content.size
+    size = content.size[::-1] if content.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8) else content.size
     bands = 3 if content.mode in ("P", "CMYK", "YCbCr", "LAB", "HSV") else len(content.getbands())
     return Look(size[1], size[0], bands, kinds.get(content.mode, content.mode))
-
-
-# -- opening ------------------------------------------------------------------------------------------------
-
-
-def _load(value: Any, name: str, lazily: bool = False) -> Image.Image | np.ndarray:
-    """Open whatever was given; `lazily` leaves the pixels of a PIL image unread."""
-    if isinstance(value, Mapping):
-        value = value.get("bytes") if value.get("bytes") is not None else value.get("path")
-    if value is None:
-        raise BadSample(name, "nothing is stored here", "an image file, its bytes or an array")
-    if isinstance(value, (list, tuple)):  # Array2D columns come as lists
-        value = np.asarray(value)
-    elif hasattr(value, "read"):
-        value = value.read()
-    elif not isinstance(value, Image.Image) and hasattr(value, "__array__"):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray):
-        if value.dtype.kind not in "biuf":
-            raise BadSample(name, f"an array of {value.dtype}", "numbers: integers, floats or bool")
-        return value
-    if not isinstance(value, (Image.Image, bytes, bytearray, str, os.PathLike)):
-        raise BadSample(name, f"an image of type {type(value).__name__}",
-                        "a path, the bytes of a file, an open file, a PIL image, an array or a tensor")
-    try:
-        if isinstance(value, Image.Image):
-            if not lazily:
-                value.load()
-            return value
-        if isinstance(value, (bytes, bytearray)):
-            value = bytes(value)
-            source, size, kind = io.BytesIO(value), len(value), value[:6]
-        else:
-            source, size, kind = os.fspath(value), os.path.getsize(value), b""
-        if size == 0:
-            raise BadSample(name, "the file is empty (0 bytes)", fix="restore the file, or remove the pair")
-        if kind == b"\x93NUMPY" or (not kind and str(source).lower().endswith(".npy")):
-            return _load(np.load(source, allow_pickle=False, mmap_mode=None if kind else "r"), name)
-        if kind[:4] in (b"II*\0", b"MM\0*", b"II+\0") or (not kind and str(source).lower().endswith((".tif", ".tiff"))):
-            return _load_tiff(source)
-        image = Image.open(source)
-        if not lazily:
-            image.load()
-        return image
-    except BadSample:
-        raise
-    except FileNotFoundError as error:
-        raise BadSample(name, "the file does not exist", fix="restore the file, or remove the row") from error
-    except Image.DecompressionBombError as error:
-        most = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 1_000_000
-        raise BadSample(
-            name, "the image is too large to be opened safely", f"up to {most} million pixels", "cut it into tiles"
-        ) from error
-    except UnidentifiedImageError as error:
-        raise BadSample(name, "not an image file", "JPEG, PNG, TIFF, npy...", "save it again, or remove it") from error
-    except Exception as error:  # PIL, numpy and tifffile raise whatever a broken file leads them to
-        reason = re.sub(r"\s+", " ", str(error))[:120]
-        raise BadSample(
-            name, f"the file is broken or truncated ({reason})", fix="restore the file, or remove the pair"
-        ) from error
-
-
-def _load_tiff(source: str | io.BytesIO) -> Image.Image | np.ndarray:
-    """Read a TIFF by PIL where that is exact (8 or 1 bit, up to four channels), else by tifffile."""
-    import tifffile
-
-    with tifffile.TiffFile(source) as tiff:
-        page, series = tiff.pages[0], tiff.series[0]
-        unknown_band = page.samplesperpixel == 4 and tuple(page.extrasamples) == (0,)  # such as infrared: not alpha
-        odd = len(series.pages) > 1 or page.bitspersample not in (1, 8) or page.samplesperpixel > 4 or unknown_band
-        known = not page.compression.value > 1 or importlib.util.find_spec("imagecodecs")
-        grey = page.samplesperpixel == 1 and len(series.pages) == 1
-        if odd and (known or not grey):  # PIL decompresses one grey page of any depth
-            array, axes = _tiff_array(series), series.axes
-            if page.photometric.name == "MINISWHITE" and array.dtype.kind == "u":
-                array = np.iinfo(array.dtype).max - array
-            if "Q" in axes and array.ndim == 3:  # an array whose axes the writer did not name
-                return array
-            rows, columns = axes.index("Y"), axes.index("X")
-            array = np.moveaxis(array, (rows, columns), (0, 1))
-            return array.reshape(*array.shape[:2], -1)
-    if isinstance(source, io.BytesIO):
-        source.seek(0)
-    image = Image.open(source)
-    image.load()
-    if odd and page.photometric.name == "MINISWHITE":
-        array = np.asarray(image)
-        return np.iinfo(array.dtype).max - array if array.dtype.kind == "u" else array
-    return image
-
-
-def _tiff_array(series) -> np.ndarray:
-    try:
-        return series.asarray()
-    except ValueError as error:
-        if "imagecodecs" not in str(error):
-            raise
-        raise BadSample("a TIFF", f"its compression needs another package ({error})", "TIFF without compression",
-                        "pip install imagecodecs") from error
-
-
-def _upright(image: Image.Image, name: str) -> Image.Image:
-    """Apply the EXIF rotation, which for most files is none."""
-    try:
-        return ImageOps.exif_transpose(image) if image.getexif().get(_ORIENTATION, 1) != 1 else image
-    except Exception as error:
-        raise BadSample(name, f"the file is broken or truncated ({error})", fix="restore the file") from error
-
-
-# -- channels and bits --------------------------------------------------------------------------------------
-
-
-def _photo(image: Image.Image, channels: int, name: str) -> np.ndarray:
-    """Convert a PIL image of 8 bits or less to 1 to 4 channels."""
-    mode = {1: "L", 3: "RGB", 4: "RGBA"}.get(channels)
-    if mode is None:
-        _check_bands(np.asarray(image), channels, name)
-        return np.asarray(image)
-    if channels < 4 and (image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode != mode:
-        image = image.convert(mode)
-    array = np.array(image)  # a copy: what PIL lends is read-only
-    return array if array.ndim == 3 else array[..., None]
-
-
-def _bands_last(array: np.ndarray, name: str) -> np.ndarray:
-    """Bring (H, W), (H, W, C) or (C, H, W) to (H, W, C).
-
-    The channels are the last axis if it is as long as a picture's, else the shorter of first and last.
-    """
-    if array.ndim == 2:
-        return array[..., None]
-    if array.ndim != 3 or array.size == 0:
-        raise BadSample(name, f"an image of shape {array.shape}", "(height, width) or (height, width, channels)")
-    channels_first = array.shape[0] < array.shape[2] and array.shape[2] not in (1, 3, 4)
-    return np.moveaxis(array, 0, 2) if channels_first else array
-
-
-def _eight_bits(array: np.ndarray) -> np.ndarray:
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * np.uint8(255)
-    values = _finite(array)
-    low, high = float(values.min()), float(values.max())
-    if array.dtype.kind == "f" and low >= -0.1 and high <= 1.1:  # resizing overshoots
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 255:
-        low, high = 0.0, 255.0
-    else:
-        low, high = (float(p) for p in np.percentile(values, (1, 99.9)))
-        if high <= low:  # nearly all of it is one value: let the rest be seen
-            low, high = float(values.min()), max(float(values.max()), float(values.min()) + 1)
-    return np.rint(np.clip((values - low) * (255 / (high - low)), 0, 255)).astype(np.uint8)
-
-
-def _finite(array: np.ndarray) -> np.ndarray:
-    """As float32, with 0 for what no sensor measured: NaN, infinity and the huge numbers that stand for no data."""
-    values = array.astype(np.float32)
-    return np.where(np.abs(values) < 1e30, values, np.float32(0))
-
-
-def _check_bands(array: np.ndarray, channels: int, name: str) -> None:
-    bands = array.shape[2] if array.ndim == 3 else 1
-    if bands != channels:
-        raise BadSample(
-            name,
-            f"an image of {bands} channels, where the model takes {channels}",
-            f"{channels} channels",
-            f"a model of {bands} channels (--model.config '{{num_channels: {bands}}}'), or images of {channels}",
-        )
 
 
 def needs_path_column(paths: Sequence[str | Path]) -> bool:
@@ -503,6 +305,6 @@ def needs_path_column(paths: Sequence[str | Path]) -> bool:
         return True
     tiff = next((str(path) for path in paths if str(path).lower().endswith((".tif", ".tiff"))), None)
     try:
-        return tiff is not None and not isinstance(_load(tiff, tiff), Image.Image)
+        return tiff is not None and not isinstance(open_stored(tiff, tiff), Image.Image)
     except BadSample:  # it will say so when it is read
         return False

@@ -14,7 +14,9 @@ import datasets
 import huggingface_hub
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
 
-from hfseg.data.folders import LAYOUTS, SPLIT_NAMES, Pairs, read_folder, split_name
+from hfseg.data.folder_names import SPLIT_NAMES, split_name
+from hfseg.data.folder_pairs import Pairs
+from hfseg.data.folders import LAYOUTS, read_folder
 from hfseg.data.images import needs_path_column
 from hfseg.errors import UserError, one_of
 

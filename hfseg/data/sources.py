@@ -14,7 +14,7 @@ import datasets
 import numpy as np
 
 from hfseg.data.columns import canonical, canonical_names, checked, find_columns, labelled, with_features
-from hfseg.data.folders import split_name
+from hfseg.data.folder_names import split_name
 from hfseg.data.images import Sample, decode_map, look_at, name_of, read_row
 from hfseg.data.instances import make_schema, open_instances
 from hfseg.data.readers import find_beside, find_on_hub, read_hub, read_local, read_shapes

@@ -19,6 +19,7 @@ from hfseg.models.backbones import HOSTS, backbone_config
 from hfseg.models.families import FAMILIES, Family
 from hfseg.models.networks import ARCHITECTURES, PREFIX, architecture_of, register
 from hfseg.models.networks.smp_checkpoints import is_smp, smp_config
+from hfseg.models.quiet import quiet_transformers
 from hfseg.remap import unique
 
 SHIPPED = Path(__file__).resolve().parent.parent / "pretrained"
@@ -112,6 +113,7 @@ def readable_errors(name: str, training: bool = False):
         ) from error
 
 
+@quiet_transformers(progress=True)  # it warns of backbones that its networks take very well
 def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict, training: bool = True,
                 backbone: str | None = None):  # fmt: skip
     """Returns the configuration of a model, with its classes as ids 0 to n - 1 and different names.

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import nn
-from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.utils import cached_file
 
@@ -22,51 +20,17 @@ from hfseg.models.configs import auto_class, config_errors, load_config, readabl
 from hfseg.models.dry_run import dry_run
 from hfseg.models.families import Family, family_of
 from hfseg.models.hub_files import find_weights
+from hfseg.models.input_channels import adapt_channels, input_channels
+from hfseg.models.load_report import LoadReport, modules_of
 from hfseg.models.networks import architecture_of
 from hfseg.models.networks.framework import Pretraining
-from hfseg.models.networks.smp import SmpConfig
-from hfseg.models.networks.smp_checkpoints import is_smp, load_smp, smp_processor
+from hfseg.models.networks.smp_checkpoints import load_smp
 from hfseg.models.networks.weights import pretrain
+from hfseg.models.processors import configure_for_inference, configure_for_training, load_processor, saved_by_smp
 from hfseg.models.quiet import quiet_transformers
 from hfseg.models.relabelling import relabel, set_labels
 
 ODD_SIZE = (64, 97)
-
-
-@dataclass
-class LoadReport:
-    """What became of the tensors of a checkpoint.
-
-    Attributes:
-        name: Where the checkpoint came from.
-        loaded: How many tensors of the network were read from it.
-        new: Names of tensors that start from random values.
-        dropped: Names of tensors of the checkpoint that the network has no place for.
-        kept_classes: Classes whose weights were kept because the checkpoint knows them by name.
-        notes: Everything else a user should know, a sentence each.
-        backbone_weights: In words, the weights that a backbone under a new head started from.
-    """
-
-    name: str
-    loaded: int = 0
-    new: list[str] = field(default_factory=list)
-    dropped: list[str] = field(default_factory=list)
-    kept_classes: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    backbone_weights: str | None = None
-
-    def __str__(self) -> str:
-        lines = [f"{self.name}: {self.loaded} tensors loaded, {len(self.new)} new, {len(self.dropped)} dropped"]
-        lines += [f"  new:     {_grouped(self.new)}"] if self.new and self.loaded else []
-        lines += [f"  dropped: {_grouped(self.dropped)}"] if self.dropped else []
-        lines += [f"  kept by name: {', '.join(self.kept_classes)}"] if self.kept_classes else []
-        return "\n".join(lines + [f"  {note}" for note in self.notes])
-
-
-def _grouped(names: list[str]) -> str:
-    """Returns tensor names as their modules, a few of them."""
-    modules = list(dict.fromkeys(name.rsplit(".", 1)[0] for name in names))
-    return ", ".join(modules[:6]) + (f" and {len(modules) - 6} more" if len(modules) > 6 else "")
 
 
 def load_model(
@@ -138,47 +102,24 @@ def load_model(
         _set_task(model_config, family, task, name)
     _set_loss(model_config, family, loss or {}, name)
     own, found = architecture_of(source) is not None, None
-    theirs = bool(backbone) and source in HOSTS  # a backbone by name, under a network of transformers
-    timms = theirs and is_timm(backbone)
-    if backbone_weights is not None and (not (own or timms) or weights == "random"):
+    on_timm = bool(backbone) and source in HOSTS and is_timm(backbone)
+    if backbone_weights is not None and (not (own or on_timm) or weights == "random"):
         raise UserError(f"model.backbone_weights is set, and {name} with {weights} weights does not read it",
                         "a network of hfseg such as hfseg/unet, or one of transformers on a backbone of timm, with "
                         "weights pretrained", "leave it out")
     if own or source in CONFIG_MAPPING or weights == "random":
-        pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
         if labels is not None:
             set_labels(model_config, labels)
-        for part in (model_config, getattr(model_config, "backbone_config", None)):
-            if part is not None:
-                part.num_channels = 3 if pretrained else channels
-        if timms and family.predicts_masks and (pretrained or source in FREEZES_NORMS):  # for small batches
-            model_config.backbone_config.freeze_batch_norm_2d = True
-        if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
-            dry_run(name, model_config, ODD_SIZE)
-        with config_errors(name), quiet_transformers():
-            model = auto_class(family).from_config(model_config).float()
-        report.new = list(model.state_dict())
-        if pretrained:
-            found = (pretrain(model, model_config.backbone, model.load_backbone, backbone_weights) if own
-                     else _pretrain_theirs(model, backbone, hub, backbone_weights))
-            report.new = [key for key in report.new if family.is_head(key)]
-            report.loaded = len(model.state_dict()) - len(report.new)
-            weights_of = ("weights of" if theirs and not timms
-                          else f"ImageNet weights of {backbone or model_config.backbone} from")
-            report.notes.append(f"the backbone has the {weights_of} {found.source}")
-            # No path of this machine, since cards repeat it.
-            report.backbone_weights = f"{weights_of} {'a file' if backbone_weights else found.source}"
-        else:
-            report.notes.append("all weights are random")
+        model, found = _new_network(source, model_config, channels, weights, backbone, backbone_weights, hub, report)
     else:
         model = _load_weights(source, model_config, family, report, hub)
         if labels is not None:
             model = relabel(model, family, labels, report)
-    if channels != _input_channels(model):
-        _adapt_channels(model, channels, report)
-    processor = _load_processor(source, model_config, hub, report, found)
+    if channels != input_channels(model):
+        adapt_channels(model, channels, report)
+    processor = load_processor(source, model_config, hub, report, found)
     _load_tokenizer(model, family, source, hub, report)
-    _configure_processor(processor, family, model.config, channels, image_size)
+    configure_for_training(processor, family, model.config, channels, image_size)
     model.load_report, model.image_processor = report, processor
     return model.eval(), processor
 
@@ -214,21 +155,16 @@ def load_for_inference(name: str, *, revision=None, token=None, trust_remote_cod
     model = _load_weights(source, config, family, report, hub)
     if report.new:
         raise UserError(
-            f"{name} is no finished segmentation model: {_grouped(report.new)} would be random",
+            f"{name} is no finished segmentation model: {modules_of(report.new)} would be random",
             "a checkpoint that was fine-tuned for segmentation",
             f"hfseg train --model.name {name} --data.path DATA",
         )
     if config.num_labels < 2 and not family.predicts_masks:
         raise UserError(f"{name} has a single output, which needs a threshold that nobody has stated",
                         "two classes or more", f"hfseg train --model.name {name} gives it two")
-    processor = _load_processor(source, config, hub, report, needed=True)
+    processor = load_processor(source, config, hub, report, needed=True)
     _load_tokenizer(model, family, source, hub, report)
-    _keep_all_pixels(processor)
-    if family.keeps_aspect:
-        processor.size = _longest(family.input_size(config))
-    if (needed := family.input_size(config)) and not getattr(processor, "do_resize", False):
-        processor.do_resize, processor.size = True, {"height": needed[0], "width": needed[1]}
-        report.notes.append(f"images are resized to {needed[0]} x {needed[1]}, the only size that the network takes")
+    configure_for_inference(processor, family, config, report)
     model.load_report, model.image_processor = report, processor
     return model.eval(), processor
 
@@ -254,11 +190,44 @@ def saved_schema(name: str, revision: str | None = None, token: str | None = Non
         return None
 
 
+def _new_network(source: str, config: Any, channels: int, weights: str, backbone: str | None,
+                 backbone_weights: str | os.PathLike | None, hub: dict,
+                 report: LoadReport) -> tuple[nn.Module, Pretraining | None]:
+    """A network without a checkpoint of its own: all of it random, or a pretrained backbone under a new head."""
+    own, family = architecture_of(source) is not None, family_of(config)
+    theirs = bool(backbone) and source in HOSTS  # a backbone by name, under a network of transformers
+    on_timm = theirs and is_timm(backbone)
+    pretrained = weights == "pretrained" and (own or (theirs and not is_backbone_type(backbone)))
+    for part in (config, getattr(config, "backbone_config", None)):
+        if part is not None:
+            part.num_channels = 3 if pretrained else channels
+    if on_timm and family.predicts_masks and (pretrained or source in FREEZES_NORMS):  # for small batches
+        config.backbone_config.freeze_batch_norm_2d = True
+    if family.read is None and (own or theirs):  # an hour of training must not end at an image of another size
+        dry_run(report.name, config, ODD_SIZE)
+    with config_errors(report.name), quiet_transformers():
+        model = auto_class(family).from_config(config).float()
+    report.new = list(model.state_dict())
+    if not pretrained:
+        report.notes.append("all weights are random")
+        return model, None
+    found = (pretrain(model, config.backbone, model.load_backbone, backbone_weights) if own
+             else _pretrain_theirs(model, backbone, hub, backbone_weights))
+    report.new = [key for key in report.new if family.is_head(key)]
+    report.loaded = len(model.state_dict()) - len(report.new)
+    weights_of = ("weights of" if theirs and not on_timm
+                  else f"ImageNet weights of {backbone or config.backbone} from")
+    report.notes.append(f"the backbone has the {weights_of} {found.source}")
+    # No path of this machine, since cards repeat it.
+    report.backbone_weights = f"{weights_of} {'a file' if backbone_weights else found.source}"
+    return model, found
+
+
 def _load_weights(source: str, config, family: Family, report: LoadReport, hub: dict) -> nn.Module:
     with readable_errors(report.name), quiet_transformers(progress=not Path(source).is_dir()):
         if not Path(source).is_dir():
             hub = {**hub, "revision": find_weights(source, hub["revision"], hub["token"])}
-        if _saved_by_smp(source, config, hub):
+        if saved_by_smp(source, config, hub):
             with config_errors(report.name):
                 model = load_smp(source, config, hub)
             report.loaded = len(model.state_dict())
@@ -320,102 +289,3 @@ def _load_tokenizer(model: nn.Module, family: Family, source: str, hub: dict, re
     except (OSError, ValueError) as error:
         raise UserError(f"{report.name} reads text, and has no tokenizer", "a checkpoint with its tokenizer's files",
                         "start from one, such as shi-labs/oneformer_ade20k_swin_tiny") from error
-
-
-def _first_convolution(model: nn.Module) -> tuple[str, nn.Conv2d]:
-    return next((name, module) for name, module in model.named_modules() if isinstance(module, nn.Conv2d))
-
-
-def _input_channels(model: nn.Module) -> int:
-    return _first_convolution(model)[1].in_channels
-
-
-def _adapt_channels(model: nn.Module, channels: int, report: LoadReport) -> None:
-    """Keeps the filters of the known bands, gives further ones their mean, and rescales all: a picture that is the
-    same in every band gives the response that it gave before."""
-    name, old = _first_convolution(model)
-    if old.groups != 1:
-        raise UserError(f"{report.name} takes {old.in_channels} bands and cannot be adapted to {channels}")
-    was = old.in_channels
-    mean = old.weight.detach().mean(1, keepdim=True)
-    known = old.weight.detach() if channels > was else mean[:, :0]
-    weight = torch.cat([known, mean.expand(-1, channels - known.shape[1], -1, -1)], 1) * (was / channels)
-    # In place: it may be a convolution of a library's own kind, which pads by itself.
-    old.weight, old.in_channels = nn.Parameter(weight), channels
-    for part in (model.config, getattr(model.config, "backbone_config", None), *model.modules()):
-        if isinstance(getattr(part, "num_channels", None), int):
-            part.num_channels = channels
-    model.config.num_channels = channels  # also where a family keeps it in the backbone's configuration alone
-    report.notes.append(f"{name} adapted from {was} to {channels} bands")
-
-
-def _load_processor(source: str, config, hub: dict, report: LoadReport, found: Pretraining | None = None,
-                    needed: bool = False):  # fmt: skip
-    """The checkpoint's own processor, or one with the normalisation of the backbone's weights; for training,
-    SegFormer's where there is none, which the report then says."""
-    if _saved_by_smp(source, config, hub):
-        processor, note = smp_processor(source, config, hub)
-        report.notes.append(note)
-        return processor
-    processor = getattr(transformers, family_of(config).processor)()
-    if found:
-        processor.image_mean, processor.image_std = list(found.mean), list(found.std)
-        processor.rescale_factor = found.largest / 255
-        report.notes.append("images are normalised as those that these weights were trained on: mean "
-                            f"{_numbers(found.mean)}, standard deviation {_numbers(found.std)}")
-    elif source not in CONFIG_MAPPING and not architecture_of(source):
-        with readable_errors(source):
-            try:
-                return AutoImageProcessor.from_pretrained(source, **hub)
-            except (OSError, ValueError):
-                if needed:
-                    raise
-        report.notes.append("it has no image processor: values are scaled and normalised as for ImageNet")
-    return processor
-
-
-def _numbers(values: Sequence[float]) -> str:
-    return ", ".join(f"{value:.4g}" for value in dict.fromkeys(values))
-
-
-def _saved_by_smp(source: str, config, hub: dict) -> bool:
-    """Whether the files are segmentation-models-pytorch's own."""
-    if not isinstance(config, SmpConfig) or architecture_of(source) or source in CONFIG_MAPPING:
-        return False
-    return is_smp(PreTrainedConfig.get_config_dict(source, revision=hub["revision"], token=hub["token"])[0])
-
-
-def _keep_all_pixels(processor) -> None:
-    """Switches off what would change labels or lose pixels at the border."""
-    for name in ("do_reduce_labels", "do_center_crop", "do_split_image"):
-        if getattr(processor, name, None) is not None:
-            setattr(processor, name, False)
-
-
-def _longest(size: tuple[int, int]) -> dict[str, int]:
-    """The size of images that are resized in proportion until they fit into a square."""
-    return {"shortest_edge": min(size), "longest_edge": min(size)}
-
-
-def _configure_processor(processor, family: Family, config, channels: int, image_size) -> None:
-    _keep_all_pixels(processor)
-    size = image_size or family.input_size(config)
-    if size is None:
-        processor.do_resize = False
-    else:
-        processor.do_resize = True
-        if family.keeps_aspect:
-            processor.size = _longest(family.input_size(config))
-        elif isinstance(size, int):
-            # Some processors want a limit, too; no image comes near this one.
-            limit = {"longest_edge": 64 * size} if family.predicts_masks else {}
-            processor.size = {"shortest_edge": size, **limit}
-        else:
-            processor.size = {"height": size[0], "width": size[1]}
-    for name in ("image_mean", "image_std"):
-        values = getattr(processor, name, None)
-        if values is not None and len(values) != channels:
-            # Bands beyond the pretrained ones get the mean statistics of those that are known.
-            mean = sum(values) / len(values)
-            setattr(processor, name, [mean] * channels if channels < len(values)
-                    else list(values) + [mean] * (channels - len(values)))

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import nn
 
 from hfseg.labels import LabelSchema
 from hfseg.models.families import Family
-
-if TYPE_CHECKING:
-    from hfseg.models.loading import LoadReport
+from hfseg.models.load_report import LoadReport
 
 
 def relabel(model: nn.Module, family: Family, labels: LabelSchema, report: LoadReport) -> nn.Module:

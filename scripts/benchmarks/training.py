@@ -39,7 +39,7 @@ from hfseg.data.frequencies import class_counts
 from hfseg.data.loading import Preparation, TrainingSet, train_loader
 from hfseg.ops import upsample_cross_entropy
 from hfseg.recipe import AugmentConfig
-from hfseg.run_setup import crop_size, fill_colour
+from hfseg.training.batches import crop_size, fill_colour
 
 
 class BatchClock:

@@ -58,18 +58,9 @@ All of it knows the sources of transformers 5.18 to 5.24, which are all releases
 The gradient of Mask2Former's fused parts cannot be differentiated again: `unfuse` for that.
 """
 
-from hfseg.models.fusing.framework import (
-    REWRITES,
-    FuseReport,
-    Rewrite,
-    fuse,
-    is_convolution,
-    is_fused,
-    print_digests,
-    stand_in,
-    unfuse,
-    why_not_plain,
-)
+from hfseg.models.fusing.framework import FuseReport, fuse, is_fused, stand_in, unfuse
+from hfseg.models.fusing.guards import is_convolution, why_not_plain
+from hfseg.models.fusing.table import REWRITES, Rewrite, print_digests
 
 __all__ = [
     "REWRITES", "FuseReport", "Rewrite", "fuse", "is_convolution", "is_fused", "print_digests", "stand_in", "unfuse",

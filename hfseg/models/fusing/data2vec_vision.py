@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers.models.data2vec.modeling_data2vec_vision import Data2VecVisionConvLayer, Data2VecVisionUperHead
 
-from hfseg.models.fusing.framework import is_convolution, stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import is_convolution, why_not_plain
 from hfseg.models.fusing.pyramid import convolve_upsampled, example_pyramid, pyramid_levels
 
 

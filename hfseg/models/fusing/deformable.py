@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hfseg.models.fusing.framework import ordinary
+from hfseg.models.fusing.guards import ordinary
 from hfseg.ops.compiled import compiled, share_out
 
 _FAST = {"reassoc", "contract"}  # lets sums over channels be vectorised; infinities and NaN keep their meaning

@@ -12,7 +12,8 @@ from transformers.models.eomt import modeling_eomt as source
 from transformers.models.eomt_dinov3 import modeling_eomt_dinov3 as dinov3
 
 from hfseg.models.fusing import mask_loss
-from hfseg.models.fusing.framework import ordinary, stand_in
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import ordinary
 from hfseg.models.fusing.masked_attention import UNSEEN_NOTE, small_masks, unseen_masks
 
 _READS = ("forward", "predict")

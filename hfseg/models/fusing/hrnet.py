@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from hfseg.models.fusing.framework import is_convolution, stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import is_convolution, why_not_plain
 from hfseg.models.fusing.pyramid import example_pyramid, project_upsampled
 from hfseg.models.networks.hrnet import HRNetHead
 

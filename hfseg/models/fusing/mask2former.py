@@ -12,7 +12,8 @@ from transformers.models.mask2former import modeling_mask2former as source
 
 from hfseg.models.fusing import mask_loss
 from hfseg.models.fusing.deformable import NOTE, PARTS, attend, attention_example
-from hfseg.models.fusing.framework import ordinary, stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import ordinary, why_not_plain
 from hfseg.models.fusing.masked_attention import (
     OUTPUT,
     UNSEEN_NOTE,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from hfseg.models.fusing.framework import ordinary
+from hfseg.models.fusing.guards import ordinary
 
 UNSEEN_NOTE = "where nobody asks for the masks of inner layers, a resized pixel embedding is multiplied for attention"
 OUTPUT = nn.modules.linear.NonDynamicallyQuantizableLinear  # what MultiheadAttention projects its output with

@@ -11,7 +11,8 @@ from transformers.models.oneformer import modeling_oneformer as source
 
 from hfseg.models.fusing import mask_loss
 from hfseg.models.fusing.deformable import NOTE, PARTS, attend, attention_example
-from hfseg.models.fusing.framework import stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import why_not_plain
 from hfseg.models.fusing.masked_attention import (
     OUTPUT,
     attention_mask,

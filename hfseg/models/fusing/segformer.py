@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers.models.segformer.modeling_segformer import SegformerDecodeHead, SegformerMLP
 
-from hfseg.models.fusing.framework import is_convolution, stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import is_convolution, why_not_plain
 from hfseg.models.fusing.pyramid import project_upsampled
 from hfseg.models.fusing.self_check import without_autocast
 

@@ -8,7 +8,8 @@ from segmentation_models_pytorch.decoders.segformer.decoder import MLP, Segforme
 from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder
 from torch import nn
 
-from hfseg.models.fusing.framework import is_convolution, stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import is_convolution, why_not_plain
 from hfseg.models.fusing.pyramid import convolve_upsampled, example_pyramid, project_upsampled
 from hfseg.models.fusing.self_check import without_autocast
 

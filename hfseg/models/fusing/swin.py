@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from transformers.activations import GELUActivation
 from transformers.models.swin.modeling_swin import SwinMLP
 
-from hfseg.models.fusing.framework import ordinary, stand_in, why_not_plain
+from hfseg.models.fusing.framework import stand_in
+from hfseg.models.fusing.guards import ordinary, why_not_plain
 
 
 @stand_in

@@ -1,8 +1,4 @@
-"""Label values and what they mean: the only code of hfseg that changes the values of a label map.
-
-A *stored* value is what a file holds (an index, a grey level, a colour). A *class id* is what models learn:
-0 to n - 1, and `ignore_index` where nobody said what the pixel is.
-"""
+"""The classes of a data set, and what the values in its files mean."""
 
 from __future__ import annotations
 
@@ -16,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from hfseg.errors import BadSample, UnknownValues, UserError, one_of
+from hfseg.errors import UserError, one_of
+from hfseg.labels.lookup import Lookup
 from hfseg.remap import (
     Colour,
     check_colour,
@@ -24,14 +21,10 @@ from hfseg.remap import (
     list_colours,
     list_indices,
     make_palette,
-    percent,
     plain,
     show,
-    show_all,
     unique,
 )
-
-RGB = np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)  # a colour @ RGB is its stored value
 
 
 @dataclass(frozen=True)
@@ -257,73 +250,11 @@ class LabelSchema:
         Raises:
             BadSample: When the map holds values that the schema does not know.
         """
-        values = np.asarray(stored_map)
-        if values.ndim == 3 and not self.rgb:
-            raise BadSample(
-                sample or "label map",
-                "a colour map, but the labels have no palette to decode it",
-                "single-channel maps of class ids, or RGB maps with data.labels.palette",
-                "give data.labels.names and data.labels.palette, a colour per class",
-            )
-        if self.rgb:  # a map whose colours are all grey comes as one channel
-            values = values.astype(np.uint32)
-            if self.threshold is not None:
-                values = values.max(-1) if values.ndim == 3 else values
-            else:
-                values = values * 0x010101 if values.ndim == 2 else values @ RGB
-        keys, key_ids, lut, (below, above) = self._lookup
-        if values.dtype in (np.uint8, np.uint16):
-            ids = lut[values]
-        else:
-            position = np.minimum(np.searchsorted(keys, values), len(keys) - 1)
-            other = below if self.threshold is None else np.where(values >= self.threshold, above, below)
-            ids = np.where(keys[position] == values, key_ids[position], other)
-        if ids.size and ids.min() < 0:
-            raise self._unknown(values[ids < 0], values.size, sample)
-        return ids.astype(self.dtype)
+        return self._lookup.ids(stored_map, sample)
 
     @functools.cached_property
-    def _lookup(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]:
-        """Sorted keys with their ids, a table for 8 and 16 bits, and the ids of values that are not named."""
-        order = sorted((value, self.ignore_index if i is None else i) for value, i in self.stored)
-        keys = np.array([value for value, _ in order], dtype=np.int64)
-        ids = np.array([i for _, i in order], dtype=np.int32)
-        by_value = dict(order)
-        other = (-1, -1) if self.threshold is None else (by_value[0], by_value[self.threshold])
-        lut = np.full(65536, other[0], dtype=np.int32)
-        if self.threshold is not None:
-            lut[self.threshold :] = other[1]
-        inside = (keys >= 0) & (keys < 65536)
-        lut[keys[inside]] = ids[inside]
-        return keys, ids, lut, other
-
-    def _unknown(self, values: np.ndarray, size: int, sample: str) -> UnknownValues:
-        found, counts = np.unique(values, return_counts=True)
-        order = np.argsort(-counts)[:8]
-        listed = ", ".join(f"{show(int(found[i]), self._packed)} ({percent(counts[i] / size)} of it)" for i in order)
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        known = show_all([value for value, i in self.stored if i is not None], self._packed)
-        ignored = [show(value, self._packed) for value, i in self.stored if i is None]
-        allowed = known + (f"; ignored: {', '.join(ignored)}" if ignored else "")
-        top, values = int(found[-1]), [value for value, i in self.stored if i is not None]
-        if self._packed:
-            fix = "add the colours to data.labels.palette; those beyond data.labels.names are ignored"
-        elif len(found) > 16:
-            fix = "so many values look like instance ids, or a map saved as JPEG: save class ids as PNG"
-            fix += ", or --data.labels.binary true" if self.num_labels <= 2 else ""
-        elif len(values) == 2 and values[0] == 0 and values[1] > 1:
-            fix = f"--data.labels.binary true if every value above 0 is {self.names[-1]!r}, else name every class"
-        elif self.num_labels == 2 and len(found) == 1 and top > 2:
-            fix = f"--data.labels.binary true if {top} is the second class, else --data.labels.ignore_index {top}"
-        elif len(found) == 1 and top == max(values) + 1 and min(values) == 0:
-            fix = f"--data.labels.reduce_labels true if 0 is unlabelled, --data.labels.ignore_index {top} if {top} is"
-            fix += ", else add its name to data.labels.names"
-        elif len(found) == 1 or top == -1:
-            fix = f"--data.labels.ignore_index {top} if it means unlabelled, else add its name to data.labels.names"
-        else:
-            fix = f"give data.labels.names with a name for every stored value, 0 to {top}"
-        what = f"values that are not among the labels: {listed}{more}"
-        return UnknownValues(sample or "label map", what, allowed, fix)
+    def _lookup(self) -> Lookup:
+        return Lookup(self.stored, self.names, self.ignore_index, self.rgb, self.threshold)
 
     def reads(self, other: LabelSchema) -> bool:
         """Tell whether this schema can take the place of one that was found in the data.
