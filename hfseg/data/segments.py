@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from hfseg.errors import BadSample
+from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
 from hfseg.ops import rle
 
@@ -259,8 +259,9 @@ def read_segments(row: Mapping[str, Any], schema: LabelSchema, size: tuple[int, 
     entries = row.get("instances") or []
     try:
         codes = [to_code(json.loads(entry["segmentation"]), size) for entry in entries]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise BadSample(name, f"a mask that cannot be read: {' '.join(str(error).split())[:120]}",
+    except (UserError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        reason = error.found if isinstance(error, UserError) else str(error)
+        raise BadSample(name, f"a mask that cannot be read: {' '.join(reason.split())[:120]}",
                         "COCO polygons or run-length codes of the image's size",
                         "mend it, or remove the row") from error
     for code in codes:
