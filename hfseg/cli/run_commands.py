@@ -60,7 +60,7 @@ def init(arguments: list[str]) -> None:
     parser = Parser("hfseg init", description=(
         "Look at the data and print a commented recipe that fits it.\n"
         "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open, and --task\n"
-        "instance or panoptic for data with objects."))
+        "instance or panoptic for data with objects; without, it says what the data can be read for."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
     options, flags = parser.parse_known_args(arguments)

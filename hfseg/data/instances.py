@@ -155,9 +155,33 @@ def _named(found: Tables, labels: LabelsConfig | LabelSchema, declared: dict[str
     return [Category(value, name, thing.get(value, True)) for value, name in by_id.items()]
 
 
+def tasks_of(source: Path | dict[str, Any]) -> list[str]:
+    """Tells what data with objects can be read for.
+
+    Args:
+        source: A folder, or tables by split.
+
+    Returns:
+        `instance`, and `panoptic` where there is stuff, too; nothing where no objects are found.
+
+    Raises:
+        UserError: When there is something of the kind that cannot be read.
+    """
+    if isinstance(source, dict):
+        found = from_tables(source)
+        areas = any(not category.thing for category in found.categories or ())
+        features = next(iter(found.splits.values())).features
+        return ["instance", *(["panoptic"] if areas or {"segment_map", "class_object_map"} & set(features) else [])]
+    if (listed := read_annotations(source, "panoptic", skip=True)) is not None:
+        areas = any(not category.thing for category in listed.categories)
+        return ["instance", *(["panoptic"] if areas or listed.origin == "COCO panoptic" else [])]
+    splits, _ = read_maps(source, skip=True)
+    return ["instance", *(["panoptic"] if "semantic_map" in next(iter(splits.values())).features else [])]
+
+
 def open_instances(
     path: Path | str, splits: dict[str, Any] | None, task: str, labels: LabelsConfig | LabelSchema, skip: bool,
-    find: Callable[[str], Path | None] | None = None,
+    find: Callable[[str], Path | None] | None = None, columns: tuple[str | None, str | None] = (None, None),
 ) -> tuple[dict[str, Any], LabelSchema, list[str]]:  # fmt: skip
     """Opens data with objects.
 
@@ -168,6 +192,7 @@ def open_instances(
         labels: What the recipe says.
         skip: Leave out what is missing.
         find: Gives the local path of a file beside the tables, or None.
+        columns: Of the tables, those of images and of objects or their maps; found where not given.
 
     Returns:
         Dataset by split, the schema, and notes.
@@ -176,7 +201,7 @@ def open_instances(
         UserError: When there are no objects.
     """
     if splits is not None:
-        found = from_tables(splits)
+        found = from_tables(splits, *columns)
         declared = read_declared(find) if find else {}
         # A schema was written by hfseg, and says what are things.
         categories = None if "schema" in declared else _named(found, labels, declared)

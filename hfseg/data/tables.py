@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from hfseg.data.listed import BROKEN, Category, an_object, telling, whole
-from hfseg.errors import UserError
+from hfseg.errors import UserError, one_of
 from hfseg.ops import rle
 
 OBJECTS = {"category_id": datasets.Value("int64"), "iscrowd": datasets.Value("bool"), "id": datasets.Value("int64"),
@@ -50,11 +50,13 @@ class Tables:
     notes: list[str] = field(default_factory=list)
 
 
-def from_tables(splits: Mapping[str, Any]) -> Tables:
+def from_tables(splits: Mapping[str, Any], image: str | None = None, objects: str | None = None) -> Tables:
     """Finds the objects in the columns of a data set of the hub, of parquet, or of the embedded scenes.
 
     Args:
         splits: Dataset by split.
+        image: Column of the images; found if not given.
+        objects: Column of the objects, or of the maps that show them; found if not given.
 
     Returns:
         The same with canonical columns, and the classes.
@@ -64,7 +66,10 @@ def from_tables(splits: Mapping[str, Any]) -> Tables:
     """
     splits = {split: rows if rows.features else rows._resolve_features() for split, rows in splits.items()}
     features = next(iter(splits.values())).features
-    keep, beside = _columns(features)
+    for given in (image, objects):
+        if given is not None:
+            one_of(given, list(features), "column")
+    keep, beside = _columns(features, image, objects)
     for split, rows in splits.items():
         if lacking := [column for column in (*keep, *beside) if column not in rows.features]:
             raise UserError(f"the split {split!r} has the columns {', '.join(rows.features)}, and no {lacking[0]}",
@@ -84,17 +89,19 @@ def from_tables(splits: Mapping[str, Any]) -> Tables:
     return found
 
 
-def _columns(features: datasets.Features) -> tuple[dict[str, str], dict[str, str]]:
+def _columns(features: datasets.Features, image: str | None,
+             given: str | None) -> tuple[dict[str, str], dict[str, str]]:
     """Canonical name by column; and, of masks in a column of their own, by column what it holds of each object."""
     pictures = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = next((key for key in ("image", "img", "photo", "pixel_values") if key in features), None)
+    image = image or next((key for key in ("image", "images", "img", "photo", "pixel_values") if key in features), None)
     info = next((key for key in ("segments_info", "segments") if key in features), None)
-    maps = next((key for key in _MAPS if key in pictures and key != image), None)
+    looked_at = features if given is None else {given: features[given]}
+    maps = next((key for key in (given or "", *_MAPS) if key in pictures and key in looked_at and key != image), None)
     semantic = next((key for key in ("semantic_map", "semantic", "semantic_mask") if key in pictures
                      and key not in (image, maps)), None)
-    objects = next((key for key in _OBJECTS if key in features and key not in pictures
+    objects = next((key for key in (given or "", *_OBJECTS) if key in looked_at and key not in pictures
                     and _holds(features[key], _SHAPES)), None)
-    masks = next((key for key in _MASKS if isinstance(features.get(key), datasets.List | list)), None)
+    masks = next((key for key in (given or "", *_MASKS) if isinstance(looked_at.get(key), datasets.List | list)), None)
     boxes = next((key for key in _OBJECTS if key in features and _holds(features[key], ("bbox", "box", "boxes"))), None)
     keep, beside = {image: "image"}, {}
     if image is not None and maps is not None and "semantic_class_to_id" in features:
@@ -165,7 +172,7 @@ def _undecoded(feature: Any) -> Any:
 
 def _canonical(feature: Any) -> bool:
     inner = getattr(feature, "feature", None)
-    return isinstance(inner, dict) and set(inner) == set(OBJECTS)
+    return isinstance(inner, dict) and set(inner) == set(OBJECTS) and inner["segmentation"] == OBJECTS["segmentation"]
 
 
 def _names(feature: Any) -> list[Category] | None:
