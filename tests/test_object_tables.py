@@ -139,7 +139,8 @@ def test_stuff_of_a_table_is_told_by_isthing(tmp_path):
     assert any("nothing names the classes 5, 9" in note for note in data.notes)
     alone = load_data(tmp_path, task="instance", validation_fraction=0, labels=LabelsConfig(names=["cat", "sky"]))
     assert alone.schema.names == ("cat",) and any("stuff" in note and "sky" in note for note in alone.notes)
-    assert any("--task instance or --task panoptic" in note for note in load_data(tmp_path, validation_fraction=0).notes)
+    notes = load_data(tmp_path, validation_fraction=0).notes
+    assert any("--task instance or --task panoptic" in note for note in notes)
 
 
 def test_a_table_of_objects_alone_offers_its_tasks(tmp_path):

@@ -87,7 +87,7 @@ class BestWeights:
         run.say(self._in_words(results, progress.step, better))
 
     def _scores(self, progress: Progress) -> dict:
-        objective = self.learner.objective
+        objective = self.learner.validation
         with full_precision(self.learner.model):
             results = self.evaluator.run(self.segmenter, objective=objective, accelerator=self.run.accelerator,
                                          verbose=self.run.verbose)
