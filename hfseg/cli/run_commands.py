@@ -105,7 +105,9 @@ def evaluate(arguments: list[str]) -> None:
         task=options.task, revision=options.revision, verbose=True, say=print,
     )  # fmt: skip
     print_scores(results)
-    print(f"{results['num_images']} images of the split {results['protocol']['split']}")
+    whole = results["protocol"]["images_in_split"]
+    print(f"{'the first ' if whole else ''}{results['num_images']} images {f'of the {whole} ' if whole else ''}"
+          f"of the split {results['protocol']['split']}")
     if options.output:
         from hfseg.run_directory import write_atomic
 
@@ -120,8 +122,9 @@ def print_scores(results: dict) -> None:
     task = results.get("task", "semantic")
     columns, shown = {
         "semantic": ({"IoU": "per_category_iou", "F1": "per_category_f1"}, SHOWN[task]),
-        "instance": ({"AP": "per_category_ap"}, (*SHOWN[task], *(
-            f"mask_{kind}_{area}" for kind in ("ap", "ar") for area in ("small", "medium", "large")), "boundary_ap")),
+        "instance": ({"AP": "per_category_ap"}, (
+            *SHOWN[task], *(f"mask_ap_{area}" for area in ("small", "medium", "large")),
+            *(key for key in results if key.startswith("mask_ar_")), "boundary_ap")),
         "panoptic": ({key.upper(): f"per_category_{key}" for key in ("pq", "sq", "rq")}, (
             *SHOWN[task], "panoptic_quality_things", "panoptic_quality_stuff", "mean_iou")),
     }[task]  # fmt: skip

@@ -48,6 +48,7 @@ def protocol(split: Split, segmenter: Segmenter, skipped: int, max_detections: i
     processor, rules, task = segmenter.processor, segmenter.rules, segmenter.task
     written = {
         "split": split.name,
+        "images_in_split": split.whole,  # of which the first ones alone were scored
         "data": split.data.source,
         "data_revision": split.data.revision,
         "resize": dict(processor.size) if getattr(processor, "do_resize", False) else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from hfseg.hub.card_facts import PER_CLASS, Facts
-from hfseg.hub.card_results import recorded, score_table
+from hfseg.hub.card_results import images_of, recorded, score_table
 from hfseg.hub.card_sections import data_of
 from hfseg.hub.card_text import code, counted, listing, number, picture
 from hfseg.run_directory import SAMPLES
@@ -29,13 +29,17 @@ def object_results(facts: Facts, metadata: dict[str, Any]) -> str | None:
     _, called, chart = PER_CLASS[facts.task]
     split = facts.protocol.get("split", "unknown")
     parts = ["## Results", f"On {code(split)} of {data_of(facts)}, "
-             f"{counted(facts.results.get('num_images', 0), 'image')}, at their original size:", score_table(facts)]
+             f"{images_of(facts)}, at their original size:", score_table(facts)]
     if facts.task == "instance":
         found = facts.results
         parts.append("| | small | medium | large |\n|---|---|---|---|\n| AP | " + " | ".join(
             number(found.get(f"mask_ap_{area}")) for area in ("small", "medium", "large")) + " |\n| AR | " + " | ".join(
             number(found.get(f"mask_ar_{area}")) for area in ("small", "medium", "large")) + " |")
-        parts.append("Small objects have less than 32 x 32 pixels, large ones more than 96 x 96.")
+        recalls = [f"{int(key[8:])} {number(value)}" for key, value in found.items()
+                   if key.startswith("mask_ar_") and key[8:].isdigit()]
+        parts.append("Small objects have less than 32 x 32 pixels, large ones more than 96 x 96."
+                     + (" AR is the mean recall over the thresholds; by how many detections of a class in an image "
+                        f"count: {'; '.join(recalls)}." if recalls else ""))
     else:
         parts.append("| | PQ | SQ | RQ |\n|---|---|---|---|\n" + "\n".join(
             f"| {kind} | " + " | ".join(number(facts.results.get(f"{name}_quality_{kind}")) for name in (
@@ -78,8 +82,7 @@ def object_limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
         points.append(f"Not measured, since this split does not have them: {listing(absent, 20)}.")
     if skipped := facts.protocol.get("skipped_images"):
         points.append(f"{counted(skipped, 'image')} of the split could not be read and were left out of the scores.")
-    images = counted(facts.results.get("num_images", 0), "image")
-    points.append(f"The scores are those of {images} of {data_of(facts)}"
+    points.append(f"The scores are those of {images_of(facts)} of {data_of(facts)}"
                   + (", by which the best weights were also chosen; expect less elsewhere."
                      if "best_step" in facts.training else "; expect others elsewhere."))
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)

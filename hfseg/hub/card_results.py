@@ -37,14 +37,26 @@ def results(facts: Facts, metadata: dict[str, Any]) -> str | None:
     """
     if facts.results is None:
         return None
-    split, count = facts.protocol.get("split", "unknown"), facts.results.get("num_images", 0)
-    scores = score_table(facts)
-    parts = ["## Results", f"On {code(split)} of {data_of(facts)}, {counted(count, 'image')}, at their original size:",
+    split, scores = facts.protocol.get("split", "unknown"), score_table(facts)
+    parts = ["## Results", f"On {code(split)} of {data_of(facts)}, {images_of(facts)}, at their original size:",
              scores, picture("IoU per class", facts.bars), _table(facts)]
     if panels := facts.samples[1:_PANELS]:
         parts.append("More samples, with image, truth, prediction and errors in red:")
         parts += [picture("A sample: image, truth, prediction and errors", SAMPLES, panel) for panel in panels]
     return "\n\n".join(parts)
+
+
+def images_of(facts: Facts) -> str:
+    """Says how many images were scored, and of how many.
+
+    Args:
+        facts: Of the run.
+
+    Returns:
+        Such as "20 images", or "the first 20 of 101 images".
+    """
+    count, whole = facts.results.get("num_images", 0), facts.protocol.get("images_in_split")
+    return f"the first {count} of {counted(whole, 'image')}" if whole else counted(count, "image")
 
 
 def score_table(facts: Facts) -> str:
@@ -93,7 +105,7 @@ def limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
                       f"{listing(absent, 20)}.")
     if skipped := facts.protocol.get("skipped_images"):
         points.append(f"{counted(skipped, 'image')} of the split could not be read and were left out of the scores.")
-    points.append(f"The scores are those of {counted(facts.results.get('num_images', 0), 'image')} of "
+    points.append(f"The scores are those of {images_of(facts)} of "
                   f"{data_of(facts)}, by which the best weights were also chosen; expect less elsewhere."
                   if "best_step" in facts.training else
                   f"The scores are those of {data_of(facts)}; expect others elsewhere.")
