@@ -1,7 +1,9 @@
 """YOLACT: masks as sums of prototypes that the whole image shares.
 
 Source: Bolya et al., YOLACT: Real-time Instance Segmentation (arXiv 1904.02689). No library keeps it. Losses, matching
-and suppression are those of the authors' code (github.com/dbolya/yolact), but for what is said at `mask_loss`.
+and suppression are those of the authors' code (github.com/dbolya/yolact), but for what is said at `mask_loss` and
+`hard_negative_loss`, and for regions of crowds, of which there are none here. Anchors have the paper's three ratios; in
+the authors' configuration for COCO all are square, by what they call a bug.
 """
 
 from __future__ import annotations
