@@ -131,11 +131,12 @@ def test_a_masks_loss_is_that_around_its_box_over_the_boxs_area():
     masks[0, 8:20, 4:24], masks[1, 16:32, 32:40] = 1, 1
     boxes = torch.tensor([[4.0, 8, 24, 20], [32, 16, 40, 32]])
     matched = torch.tensor([0, 1, 0])
-    truth = F.interpolate(masks[None].float(), size=(8, 10), mode="bilinear", antialias=True)[0]
+    truth = F.interpolate(masks[None].float(), size=(16, 20), mode="bilinear", antialias=True)[0]
+    finer = F.interpolate(torch.einsum("pk,khw->phw", coefficients, prototypes)[None], size=(16, 20), mode="bilinear")
     expected = 0.0
-    for number, logits in zip(matched.tolist(), torch.einsum("pk,khw->phw", coefficients, prototypes)):
-        left, top, right, bottom = (boxes[number] / 4).int().tolist()
-        window = slice(max(top - 1, 0), bottom + 1), slice(max(left - 1, 0), right + 1)
+    for number, logits in zip(matched.tolist(), finer[0]):
+        left, top, right, bottom = (boxes[number] / 2).int().tolist()
+        window = slice(max(top - 2, 0), bottom + 2), slice(max(left - 2, 0), right + 2)
         loss = F.binary_cross_entropy(logits.sigmoid()[window], truth[number][window], reduction="sum")
         expected += float(loss) / (right - left) / (bottom - top)
     found = mask_loss(prototypes, coefficients, masks, matched, boxes[matched], (32, 40))
@@ -162,11 +163,11 @@ def test_losses_are_weighed_as_the_authors_weigh_them():
     positive, boxes = wanted > 0, target["boxes"].expand(len(anchors), 4)
     count, chosen = 2 * int(positive.sum()), boxes[positive]
     apart = sum(F.smooth_l1_loss(one[positive], encode(chosen, anchors[positive]), reduction="sum") for one in offsets)
-    assert float(found["loss_boxes"]) == pytest.approx(1.5 * float(apart) / count, rel=1e-4)
+    assert found["loss_boxes"].item() == pytest.approx(1.5 * apart.item() / count, rel=1e-4)
     shapes = sum(mask_loss(prototypes[i], coefficients[i][positive], masks, matched[positive], chosen, (64, 64))
                  for i in range(2))
-    assert float(found["loss_masks"]) == pytest.approx(6.125 * float(shapes) / count, rel=1e-4)
+    assert found["loss_masks"].item() == pytest.approx(6.125 * shapes.item() / count, rel=1e-4)
     classes = sum(hard_negative_loss(one, wanted) for one in logits)
-    assert float(found["loss_classes"]) == pytest.approx(float(classes) / count, rel=1e-4)
+    assert found["loss_classes"].item() == pytest.approx(classes.item() / count, rel=1e-4)
     maps = sum(semantic_loss(network.semantic(one[None])[0], target) for one in finest)
-    assert float(found["loss_semantic"]) == pytest.approx(float(maps) / 2, rel=1e-4)
+    assert found["loss_semantic"].item() == pytest.approx(maps.item() / 2, rel=1e-4)
