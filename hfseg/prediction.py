@@ -51,9 +51,9 @@ def predict_files(
     segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile or None, tta=tta, **rules)
     told_apart = sorted(set(rules) - {"task"})
     if segmenter.task == "semantic" and told_apart:
-        raise UserError(f"{', '.join(told_apart)}: for objects, and the task of this model is semantic",
-                        "the tasks instance and panoptic", "leave it out" + (
-                            f", or --task {segmenter.tasks[1]}" if len(segmenter.tasks) > 1 else ""))
+        other = next((f", or --task {task}" for task in segmenter.tasks if task != "semantic"), "")
+        raise UserError(f"{', '.join(told_apart)}: for objects, and the task is semantic",
+                        "the tasks instance and panoptic", f"leave it out{other}")
     stems, waiting, written = unique_stems(files), deque[Future](), 0
     protect(output, stems, files)
     results = segmenter.stream(files, 1 if tile else batch_size, on_bad_sample="yield")
