@@ -46,9 +46,15 @@ def predict_files(
         How many images were written; what is wrong with each of the others is printed.
 
     Raises:
-        UserError: When the model cannot be read, or a result would replace a file that is no result.
+        UserError: When the model cannot be read, rules for objects are given and it has none, or a result would
+            replace a file that is no result.
     """
     segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile, tta=tta, **rules)
+    told_apart = sorted(set(rules) - {"task"})
+    if segmenter.task == "semantic" and told_apart:
+        other = next((f", or --task {task}" for task in segmenter.tasks if task != "semantic"), "")
+        raise UserError(f"{', '.join(told_apart)}: for objects, and the task is semantic",
+                        "the tasks instance and panoptic", f"leave it out{other}")
     stems, waiting, written = unique_stems(files), deque[Future](), 0
     protect(output, stems, files)
     results = segmenter.stream(files, 1 if segmenter.tile else batch_size, on_bad_sample="yield")

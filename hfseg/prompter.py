@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from hfseg.errors import UserError
 from hfseg.inference.reading import read_image
-from hfseg.models.configs import readable_errors, resolve_name
+from hfseg.models.configs import readable_errors, refuse_unreachable, resolve_name
 from hfseg.models.hub_files import find_weights
 from hfseg.models.quiet import quiet_transformers
 
@@ -76,6 +76,7 @@ class Prompter:
         source = resolve_name(name)
         hub = {"revision": revision, "token": token}
         with readable_errors(name), quiet_transformers():
+            refuse_unreachable(source)
             kind = PreTrainedConfig.get_config_dict(source, **hub)[0].get("model_type")
             if kind not in PROMPTABLE:
                 raise UserError(f"{name} takes no clicks: its model_type is {kind!r}", ", ".join(PROMPTABLE))

@@ -150,8 +150,29 @@ def test_objects_keep_their_segments_at_any_size():
     assert small.segment_map.shape == (64, 600) and "512 x 55" in note and times["forward"] > 0
     assert [entry["area"] for entry in small.segments_info] == [
         int((small.segment_map == one["id"]).sum()) for one in small.segments]
-    with pytest.raises(UserError, match="tiles"):
-        run(segmenter, image, Options(tiles="512"), {})
+    tiled, _ = run(segmenter, image, Options(tiles="512"), {})
+    np.testing.assert_array_equal(tiled.segment_map, segmenter.using(tile=512)(image).segment_map)
+
+
+def test_a_slider_asks_for_other_objects_and_not_the_network_again():
+    from hfseg.demo.handlers import Options, Outputs, run
+    from hfseg.models import load_model
+    from mask_networks import CONFIGS
+
+    model, processor = load_model("mask2former", ["sky", "cat"], task="panoptic", config=CONFIGS["mask2former"])
+    segmenter, outputs, asked = hfseg.Segmenter(model, processor), Outputs(), []
+    model.register_forward_hook(lambda *_: asked.append(1))
+    image = np.random.default_rng(0).integers(0, 255, (64, 96, 3)).astype(np.uint8)
+    for threshold in (0.0, 0.3, 0.9):
+        found, _ = run(segmenter, image, Options(threshold=threshold), {}, outputs)
+        expected = segmenter.using(threshold=threshold)(image)
+        np.testing.assert_array_equal(found.segment_map, expected.segment_map)
+    assert len(asked) == 1 + 3
+    by_task = {task: run(segmenter, image, Options(task=task, threshold=0.0), {}, outputs)[0]
+               for task in ("semantic", "instance")}  # fmt: skip
+    assert by_task["semantic"].segments is None and any("rle" in one for one in by_task["instance"].segments)
+    assert run(segmenter, image[::-1].copy(), Options(threshold=0.0), {}, outputs)[0].segments is not None
+    assert len(asked) == 1 + 3 + 3
 
 
 # -- videos -----------------------------------------------------------------------------------------------
@@ -306,7 +327,8 @@ def test_every_kind_of_picture_is_read_as_the_segmenter_reads_it(tmp_path, photo
 
 BAD = [({"model": "nobody/nothing"}, "no model"), ({"model": 7}, "no model"), ({"compare_with": "../x"}, "no model"),
        ({"tiles": "1"}, "Tiles"), ({"views": ["3.5"]}, "View"), ({"views": [["x"]]}, "View"),
-       ({"longest_side": 9}, "Longest side")]  # fmt: skip
+       ({"longest_side": 9}, "Longest side"), ({"task": "both"}, "task"), ({"threshold": 2}, "Threshold"),
+       ({"mask_threshold": "x"}, "Mask_threshold")]  # fmt: skip
 
 
 @pytest.mark.parametrize(("changed", "said"), BAD)
@@ -337,6 +359,15 @@ def test_exports_of_maps_that_are_none_are_refused(handlers, tmp_path, photo):
                                        (str(tmp_path / "map.png"), "overlay", str(photo))):  # fmt: skip
         with pytest.raises(gr.Error):
             handlers.export(semantic_map, kind, source, good)
+
+
+@pytest.mark.parametrize("code", [7, "é", "0", "~~~~", "<1"])
+def test_masks_that_are_none_are_refused(code, handlers, tmp_path):
+    Image.new("L", (4, 3)).save(tmp_path / "map.png")
+    Image.new("RGB", (4, 3)).save(tmp_path / "ids.png")
+    request = {"classes": [{"id": 0, "name": "x"}], "segments": [{"id": 0, "label_id": 0, "rle": code}]}
+    with pytest.raises(gr.Error):
+        handlers.export(str(tmp_path / "map.png"), "coco", None, request, str(tmp_path / "ids.png"))
 
 
 @pytest.mark.parametrize("prompts", [None, {}, {"points": "x"}, {"points": [[1, 2]]}, {"points": [[1, 2, 5]]},

@@ -393,14 +393,14 @@ def test_clicks_and_boxes_become_masks_of_a_class(page, demo, photo):
     np.testing.assert_array_equal(ids(page), before)
 
 
-def test_segments_are_selected_by_a_click(page, photo):
-    """A result with objects, as models of instances give it, handed to the viewer as the server does."""
+def show_cats(page, photo, **more) -> dict:
+    """Hands a result with two objects to the viewer, as the server does."""
     segment_map = np.zeros((141, 203), np.int64)
     segment_map[20:60, 30:90], segment_map[70:120, 100:160] = 3, 70000
     result = hfseg.Segmentation(np.where(segment_map > 0, 1, 0), {0: "floor", 1: "cat"}, [(9, 9, 9), (200, 30, 30)],
                                 image=np.asarray(Image.open(photo)), segment_map=segment_map,
                                 segments=[{"id": 3, "label_id": 1, "score": 0.875},
-                                          {"id": 70000, "label_id": 1, "score": 0.5}])  # fmt: skip
+                                          {"id": 70000, "label_id": 1, "score": 0.5, **more}])  # fmt: skip
     send(page, photo)  # its files are served, and have addresses of the same form
     address = page.evaluate(f"{VIEWER}.message.source.url")
     sent = message({"cats": result}, result.image, str(photo), {"forward": 0.01})
@@ -408,6 +408,53 @@ def test_segments_are_selected_by_a_click(page, photo):
         one["url"] = address.partition("file=")[0] + "file=" + one["path"]
     page.evaluate(f"sent => {VIEWER}.take(sent)", json.loads(json.dumps(sent)))
     assert page.get_attribute(".hv", "data-painted") == str(sent["number"])
+    return sent
+
+
+def test_objects_are_listed_outlined_and_exported_whole(page, photo):
+    whole = np.zeros((141, 203), bool)
+    whole[60:120, 80:160] = True  # the map shows a part of it
+    show_cats(page, photo, rle=rle.encode(whole))
+    rows = page.locator(".hv-objects li")
+    assert [rows.nth(i).inner_text().split("\n") for i in range(2)] == [
+        ["cat #3", "0.88", "2,400"], ["cat #70000", "0.50", "4,800"]]
+    page.select_option(".hv-objects select", "area")
+    assert rows.nth(0).inner_text().startswith("cat #70000")
+    assert page.is_hidden("[data-view=confidence]") and page.is_visible("[data-export=ids]")
+
+    plain = canvas(page)
+    rows.nth(1).hover()
+    page.wait_for_timeout(100)
+    assert (canvas(page) != plain).any()
+    rows.nth(1).click()
+    assert page.get_attribute(".hv", "data-segment") == "3" and "60 × 40 at 30, 20" in page.inner_text(".hv-segment")
+    page.uncheck(".hv-legend li[data-name=cat] input")
+    assert not rows.nth(0).is_visible() and page.inner_text(".hv-objects .hv-count") == "0"
+    page.check(".hv-legend li[data-name=cat] input")
+
+    file, name = download(page, "ids")
+    assert name.endswith("_segment_map.png")
+    stored = np.asarray(Image.open(file)).astype(int) @ [1, 256, 65536]
+    assert np.unique(stored).tolist() == [0, 3, 70000] and (stored[20:60, 30:90] == 3).all()
+    file, _ = download(page, "coco")
+    found = {one["id"]: one for one in json.loads(file.read_text())["annotations"]}
+    assert sorted((one["area"], one["score"]) for one in found.values()) == [(2400, 0.875), (4800, 0.5)]
+
+
+def test_a_corrected_object_is_what_the_map_shows(page, photo):
+    whole = np.zeros((141, 203), bool)
+    whole[60:120, 80:160] = True
+    show_cats(page, photo, rle=rle.encode(whole))
+    page.click("[data-tool=eraser]")
+    drag(page, (110, 80), (111, 80))
+    file, _ = download(page, "coco")
+    areas = sorted(one["area"] for one in json.loads(file.read_text())["annotations"])
+    assert areas[0] == 2400 and areas[1] < 3000
+    page.click("[data-tool=move]")
+
+
+def test_segments_are_selected_by_a_click(page, photo):
+    show_cats(page, photo)
     plain = canvas(page)
     drag(page, (50, 40), (50, 40))
     assert page.get_attribute(".hv", "data-segment") == "3" and (canvas(page) != plain).any()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -149,7 +149,7 @@ def test_windows_cover_the_image_and_overlap(height, width, tile, overlap):
         seen[window.slices] += 1
     assert seen.min() >= 1
     lefts = sorted({window.left for window in windows})
-    assert all(after - before <= tile - round(overlap * tile) for before, after in itertools.pairwise(lefts))
+    assert all(after - before <= tile - round(overlap * tile) for before, after in pairwise(lefts))
 
 
 def test_what_cannot_be_is_refused():

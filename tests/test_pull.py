@@ -225,6 +225,51 @@ assert set(names) <= set(model.config.id2label.values()) and names
     assert (np.load(tmp_path / "found.npy") == expected).mean() > 0.999
 
 
+def test_a_run_that_tells_objects_apart_is_pulled_and_runs_without_hfseg(hub, tmp_path):
+    from test_mask_families import by_heart
+
+    recipe = by_heart("mask2former", tmp_path, "panoptic", max_steps=60, schedule="cosine")
+    hfseg.train(recipe, verbose=False)
+    run = Path(recipe.output_dir)
+    photo = tmp_path / "scene.png"
+    Image.fromarray(hfseg.load_data("shapes", task="panoptic", scenes=4).read("train", 0).image).save(photo)
+    hfseg.push(run, "me/objects", **hub.at)
+    pulled = Path(hfseg.pull("me/objects", local_dir=tmp_path / "pulled", **hub.at))
+    assert "type: panoptic_quality" in (pulled / "README.md").read_text() and list((pulled / "samples").glob("*.png"))
+    for name in ("model.safetensors", "labels.json", "eval_results.json"):
+        assert (pulled / name).read_bytes() == (run / name).read_bytes()
+    rules = {"threshold": 0.1, "overlap_mask_area_threshold": 0.1}
+    ours, theirs = (hfseg.Segmenter.from_pretrained(folder, fuse=False, compat=True, **rules)
+                    for folder in (run, pulled))
+    assert theirs.task == "panoptic" and theirs.things == ours.things and len(theirs.stuff) == 1
+    code = f"""
+import sys
+sys.modules["hfseg"] = None
+import numpy as np, torch
+from PIL import Image
+from transformers import AutoImageProcessor, AutoModelForUniversalSegmentation, pipeline
+image = Image.open({str(photo)!r}).convert("RGB")
+processor = AutoImageProcessor.from_pretrained("me/objects")
+model = AutoModelForUniversalSegmentation.from_pretrained("me/objects")
+with torch.inference_mode():
+    outputs = model(**processor(image, return_tensors="pt"))
+rules = dict(target_sizes=[image.size[::-1]], **{rules!r})
+[panoptic] = processor.post_process_panoptic_segmentation(outputs, label_ids_to_fuse=set({theirs.stuff}), **rules)
+[instance] = processor.post_process_instance_segmentation(outputs, **rules)
+np.save({str(tmp_path / "panoptic.npy")!r}, panoptic["segmentation"].numpy())
+np.save({str(tmp_path / "instance.npy")!r}, instance["segmentation"].numpy() + 1)  # its instances begin at 0
+for task in ("panoptic", "instance", "semantic"):
+    names = [one["label"] for one in pipeline("image-segmentation", model="me/objects")(image, subtask=task)]
+    assert set(names) <= set(model.config.id2label.values())
+"""
+    outside(hub, tmp_path, code)
+    for task in ("panoptic", "instance"):
+        expected = theirs.using(task=task)(photo)
+        np.testing.assert_array_equal(ours.using(task=task)(photo).segment_map, expected.segment_map)
+        found = np.maximum(np.load(tmp_path / f"{task}.npy").astype(int), 0)
+        assert (found == expected.segment_map).mean() > 0.999 and expected.segments
+
+
 def test_the_commands_say_what_they_did(hub, tmp_path):
     code = """
 import sys

@@ -118,6 +118,25 @@ def add_inference_flags(parser: Parser) -> None:
                         help="for models that do several; default: what it was trained for")
 
 
+OBJECT_FLAGS = ("threshold", "mask_threshold", "overlap_mask_area_threshold", "overlaps", "max_segments")
+
+
+def add_object_flags(parser: Parser) -> None:
+    """Adds the flags that say which objects are taken: `OBJECT_FLAGS`, each None unless it is given.
+
+    Args:
+        parser: Of a command that tells objects apart.
+    """
+    group = parser.add_argument_group("objects, for the tasks instance and panoptic")
+    group.add_argument("--threshold", type=float, help="least score of an object (default: 0.5)")
+    group.add_argument("--mask_threshold", type=float, help="probability from which a pixel is an object's (0.5)")
+    group.add_argument("--overlap_mask_area_threshold", type=float, metavar="SHARE", help=(
+        "of a mask that others hide, the share that has to stay where objects may not overlap (0.8)"))
+    group.add_argument("--no_overlaps", dest="overlaps", action="store_const", const=False, help=(
+        "a pixel belongs to one instance alone, the best"))
+    group.add_argument("--max_segments", type=positive, metavar="N", help="instances of an image, at most: the best")
+
+
 def add_push_flags(parser: Parser) -> None:
     """Adds the flags of every push.
 

@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 
 from hfseg.cli.arguments import (
+    OBJECT_FLAGS,
     TASKS,
     Parser,
     above_zero,
     add_inference_flags,
+    add_object_flags,
     make_room,
     open_data,
     positive,
@@ -143,21 +145,22 @@ def predict(arguments: list[str]) -> None:
     parser = Parser("hfseg predict", description=(
         "Write a semantic map, an overlay and the areas of each image; and where objects are told apart, a map of "
         "their ids, with scores, boxes and masks in the JSON file."))
-    parser.add_argument("--threshold", type=float, help="least score of an object that is shown (default: 0.5)")
     parser.add_argument("model", help="run directory, folder or hub id")
     parser.add_argument("inputs", nargs="+", metavar="IMAGE", help="images, folders, globs")
     parser.add_argument("--output", required=True, help="folder to write to")
     parser.add_argument("--revision", help="of a model on the hub")
     add_inference_flags(parser)
+    add_object_flags(parser)
+    parser.add_argument("--batch_size", type=positive, default=4, help="images per forward pass (default: 4)")
     options = parser.parse_args(arguments)
     output = Path(options.output).expanduser()
     make_room(output / "map.png")
     from hfseg.prediction import find_images, predict_files
 
     files = find_images(options.inputs)
-    rules = {"task": options.task, "threshold": options.threshold}
+    rules = {name: getattr(options, name) for name in ("task", *OBJECT_FLAGS) if getattr(options, name) is not None}
     written = predict_files(options.model, files, output, options.revision, tile=options.tile, tta=options.tta,
-                            **{name: value for name, value in rules.items() if value is not None})
+                            batch_size=options.batch_size, **rules)
     print(f"{written} of {len(files)} images written to {output}")
     if written < len(files):
         raise UserError(f"{len(files) - written} of {len(files)} images could not be read",

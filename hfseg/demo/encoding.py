@@ -186,11 +186,11 @@ def _segments(result: Segmentation) -> list[dict[str, Any]]:
     entries = result.segments_info
     palette = [*result.palette, *[(128, 128, 128)] * (max(result.id2label, default=0) + 1 - len(result.palette))]
     colours = segment_colours([entry["label_id"] for entry in entries], palette)
-    seen = np.bincount(result.segment_map.ravel(), minlength=1)
+    seen = dict(zip(*(part.tolist() for part in np.unique(result.segment_map, return_counts=True)), strict=True))
     found = []
     for entry, colour in zip(entries, colours, strict=True):
         score, number = entry["score"], int(entry["id"])
-        hidden = entry["area"] != (seen[number] if number < len(seen) else 0)
+        hidden = entry["area"] != seen.get(number, 0)
         found.append({
             "id": number, "label_id": int(entry["label_id"]), "area": int(entry["area"]),
             "bbox": [int(value) for value in entry["bbox"]], "score": None if score is None else float(score),

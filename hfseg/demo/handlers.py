@@ -206,15 +206,15 @@ class Options:
         views: Some of `VIEWS`.
         longest_side: A key of `SIZES`.
         task: What is wanted of a model that can do it; others do what they can.
-        threshold: As for a `Segmenter`.
-        mask_threshold: As there.
+        threshold: As for a `Segmenter`; None for what it does.
+        mask_threshold: So, too.
 
     Raises:
         UserError: For anything else.
     """
 
     def __init__(self, tiles: str = "automatic", views: list[str] | None = None, longest_side: str = "as it is",
-                 task: str | None = None, threshold: float = 0.5, mask_threshold: float = 0.5):
+                 task: str | None = None, threshold: float | None = None, mask_threshold: float | None = None):
         views = views or []
         for what, value, allowed in (("tiles", tiles, TILES), ("longest side", longest_side, SIZES),
                                      *(("view", view, VIEWS) for view in views)):
@@ -222,7 +222,8 @@ class Options:
                 raise UserError(f"{what} {str(value)[:40]!r}", ", ".join(allowed))
         self.tile, self.views, self.longest_side = TILES[tiles], tuple(views), SIZES[longest_side]
         self.task = one_of(task, TASKS, "task") if task else None
-        self.rules = {"threshold": threshold, "mask_threshold": mask_threshold}
+        rules = {"threshold": threshold, "mask_threshold": mask_threshold}
+        self.rules = {what: value for what, value in rules.items() if value is not None}
         for what, value in self.rules.items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
                 raise UserError(f"{what} {str(value)[:40]!r}", "0 to 1")

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from hfseg.errors import UserError
-from hfseg.models.configs import load_config, readable_errors, resolve_name
+from hfseg.models.configs import load_config, readable_errors, refuse_unreachable, resolve_name
 from hfseg.models.families import tasks_of
 from hfseg.prompter import PROMPTABLE, Prompter
 from hfseg.run_directory import RECIPE, WEIGHTS
@@ -173,6 +173,7 @@ def _config(name: str) -> Any:
 
     source = resolve_name(name)
     with readable_errors(name):
+        refuse_unreachable(source)
         kind = PreTrainedConfig.get_config_dict(source)[0].get("model_type")
         if kind in PROMPTABLE:
             return AutoConfig.from_pretrained(source)

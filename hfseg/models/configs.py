@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import socket
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import httpx2
 import transformers
+from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, RevisionNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, PreTrainedConfig, SegformerConfig
@@ -113,6 +117,26 @@ def readable_errors(name: str, training: bool = False):
         ) from error
 
 
+def refuse_unreachable(name: str) -> None:
+    """Says at once that the hub cannot be reached, where only the hub can help: its client would try for a minute.
+
+    Args:
+        name: What lies on the hub.
+
+    Raises:
+        OSError: When nothing of it is cached and no connection to the hub can be made.
+    """
+    if Path(name).is_dir() or constants.HF_HUB_OFFLINE or getproxies():
+        return
+    if isinstance(try_to_load_from_cache(name, "config.json"), str):
+        return
+    hub = urlsplit(constants.ENDPOINT)
+    try:
+        socket.create_connection((hub.hostname, hub.port or (443 if hub.scheme == "https" else 80)), 5).close()
+    except OSError as error:
+        raise OSError(f"{constants.ENDPOINT} cannot be reached ({error.strerror or error})") from error
+
+
 @quiet_transformers(progress=True)  # it warns of backbones that its networks take very well
 def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict, training: bool = True,
                 backbone: str | None = None):  # fmt: skip
@@ -152,6 +176,7 @@ def load_config(name: str, source: str, weights: str, overrides: dict, hub: dict
         config = SegformerConfig(**KNOWN_CONFIGS[source])
     else:
         with readable_errors(name, training):
+            refuse_unreachable(source)
             content, _ = PreTrainedConfig.get_config_dict(source, revision=hub["revision"], token=hub["token"])
             config = smp_config(content) if is_smp(content) else AutoConfig.from_pretrained(source, **hub)
     if overrides:

@@ -420,8 +420,9 @@ class Viewer {
   }
 
   async idsFile(layer) {
-    const ids = Uint16Array.from(layer.keys, (key) => (key ? layer.segments[key].id : 0));
-    return encodeNumbers(ids, layer.width, layer.height, "grey16");
+    const ids = Uint32Array.from(layer.keys, (key) => (key ? layer.segments[key].id : 0));
+    const wide = layer.segments.some((segment) => segment?.id > 65535); // as `hfseg predict` writes them
+    return encodeNumbers(ids, layer.width, layer.height, wide ? "rgb" : "grey16");
   }
 
   async export(kind) {
