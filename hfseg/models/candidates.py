@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -141,6 +142,22 @@ def feed_boxes(model: nn.Module, targets: Targets) -> dict[str, Any]:
         boxes = box_convert(corners, "xyxy", "cxcywh") / corners.new_tensor([width, height, width, height])
         labels.append({"class_labels": classes, "boxes": boxes, "masks": masks.float()})
     return {"labels": labels}
+
+
+def loss_of_no_objects(parts: dict[str, Tensor], config: Any) -> Tensor:
+    """Adds up the loss of RF-DETR on images without an object, whose sum is emptied by the losses of no masks.
+
+    Args:
+        parts: Losses by name, with the layer behind.
+        config: Its configuration, with the weights.
+
+    Returns:
+        A scalar.
+    """
+    weights = {"loss_ce": config.class_loss_coefficient, "loss_bbox": config.bbox_loss_coefficient,
+               "loss_giou": config.giou_loss_coefficient}  # fmt: skip
+    kinds = {key: re.sub(r"_(\d+|enc)$", "", key) for key in parts}
+    return sum(weights[kinds[key]] * value.sum() for key, value in parts.items() if kinds[key] in weights)
 
 
 def feed_text(model: nn.Module, targets: Targets) -> dict[str, Any]:
