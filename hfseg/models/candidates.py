@@ -180,7 +180,7 @@ def feed_text(model: nn.Module, targets: Targets) -> dict[str, Any]:
         sentences.append(seen + [f"{article} {targets.task} photo"] * (count - len(seen)))
     length = model.config.text_encoder_context_length
     asked = ask_task(model, targets.task, len(sentences))
-    model.model.is_training = True  # it compares its queries with the sentences, whatever its mode
+    _set_learning(model, True)
     texts = torch.stack([_tokens(model, texts, length) for texts in sentences])
     return {**feed_masks(model, targets), **asked, "text_inputs": texts}
 
@@ -196,8 +196,17 @@ def ask_task(model: nn.Module, task: str, count: int) -> dict[str, Tensor]:
     Returns:
         Arguments of its `forward`.
     """
-    model.model.is_training = False
+    _set_learning(model, False)
     return {"task_inputs": _tokens(model, [f"the task is {task}"], model.config.task_seq_len).expand(count, -1)}
+
+
+def _set_learning(model: nn.Module, learning: bool) -> None:
+    """Tells OneFormer whether to compare its queries with sentences, whatever its mode; and keeps the layers that go by
+    a setting of its configuration from dropping activations in evaluation mode."""
+    for module in model.modules():
+        if "is_training" in vars(module):
+            module.is_training = model.config.is_training and module.training
+    model.model.is_training = learning
 
 
 def _tokens(model: nn.Module, texts: list[str], length: int) -> Tensor:
