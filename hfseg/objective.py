@@ -214,6 +214,8 @@ class ModelLoss:
         criterion = getattr(model, "criterion", None)
         if isinstance(criterion, nn.Module):
             criterion.forward = _InFloat32(criterion.forward)
+        elif model.loss_type is not None:  # DETR and its kin match in what transformers calls their loss function
+            model.loss_function = _InFloat32(model.loss_function)
 
     def __call__(self, network: nn.Module, pixel_values: Tensor, batch: dict) -> Tensor:
         """Computes it.

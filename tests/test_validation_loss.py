@@ -8,7 +8,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from mask_networks import CONFIGS, checkpoint
 from test_mask_families import by_heart
 
 import hfseg
@@ -19,6 +18,7 @@ from hfseg.evaluation import Evaluator
 from hfseg.evaluation.mask_loss import MaskLoss, _alone, _learning, drawn
 from hfseg.models import family_of, load_model
 from hfseg.objective import ModelLoss
+from mask_networks import CONFIGS, checkpoint
 
 
 class Several:

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 from hfseg.cli.arguments import (
+    TASKS,
     Parser,
+    above_zero,
     add_inference_flags,
-    check_data_flags,
     make_room,
     open_data,
     positive,
@@ -63,7 +64,7 @@ def init(arguments: list[str]) -> None:
         "instance or panoptic for data with objects; without, it says what the data can be read for."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
-    options, flags = parser.parse_known_args(arguments)
+    options, flags = parser.parse_with_data_flags(arguments)
     scan = {"max_scanned": 3 * options.limit}
     try:
         data, given = open_data(options.data, flags, **scan)
@@ -93,10 +94,9 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--on_bad_sample", choices=["stop", "skip"], default="stop", help="default: stop")
     parser.add_argument("--revision", help="of a model on the hub")
     add_inference_flags(parser)
-    options, flags = parser.parse_known_args(arguments)
+    options, flags = parser.parse_with_data_flags(arguments)
     if options.output:
         make_room(Path(options.output))
-    check_data_flags(flags)
     from hfseg.evaluation import evaluate as score
 
     results = score(
@@ -196,8 +196,10 @@ def models(arguments: list[str]) -> None:
     parser = Parser("hfseg models", description="List networks with their size and cost, at 21 classes and 512 x 512.")
     parser.add_argument("pattern", nargs="?", default="", help="part of a name, family, backbone or task")
     parser.add_argument("--backbone", help="hfseg's own networks on this backbone")
-    parser.add_argument("--max_parameters", type=float, metavar="MILLIONS", help="no larger ones")
-    parser.add_argument("--max_gflops", type=float, metavar="GFLOPS", help="no costlier ones")
+    parser.add_argument("--task", choices=TASKS, help="those that do it")
+    parser.add_argument("--max_parameters", type=above_zero, metavar="MILLIONS", help="no larger ones")
+    parser.add_argument("--max_gflops", type=above_zero, metavar="GFLOPS",
+                        help="no costlier ones; leaves out those whose cost is not counted")
     options = parser.parse_args(arguments)
     from hfseg.models.listing import list_models, print_models
 

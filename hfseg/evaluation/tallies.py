@@ -124,7 +124,7 @@ class SegmentTally:
         self.scorer = SCORERS[segmenter.task](len(names), things, max_detections)
         if segmenter.task == "instance":
             segmenter = segmenter.using(threshold=0.0, overlaps=True,
-                                        max_segments=max(max_detections, segmenter.rules.max_segments))
+                                        max_segments=max(max_detections, segmenter.rules.max_segments or 100))
         self.segmenter = watched.watching(segmenter) if watched else segmenter
         self.split, self.names, self.watched = split, names, watched
 

@@ -62,7 +62,7 @@ class ForwardPass:
         with self._mode.inference():
             pixel_values = self._pixel_values(images, resize=whole or self.resizes_windows)
             if self.tta:
-                logits = averaged_logits(self._network, pixel_values, self.tta, _patch_size(self.model.config))
+                logits = averaged_logits(self._network, pixel_values, self.tta, patch_size(self.model.config))
             else:
                 logits = self._network(pixel_values)
             self._refuse_nan(logits)
@@ -132,8 +132,15 @@ class ForwardPass:
         return F.pad(pixel_values, (0, target[1] - width, 0, target[0] - height)), (height, width)
 
 
-def _patch_size(config: Any) -> int:
-    """Pixels that images should be a multiple of, since a network of patches leaves out what is over."""
+def patch_size(config: Any) -> int:
+    """Tells what images should be a multiple of, since a network of patches leaves out what is over.
+
+    Args:
+        config: Of the network.
+
+    Returns:
+        Pixels.
+    """
     sizes = [getattr(part, "patch_size", None) for part in (config, getattr(config, "backbone_config", None))]
     return next((size for size in sizes if isinstance(size, int)), 1)
 

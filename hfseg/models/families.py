@@ -194,3 +194,33 @@ def family_of(config) -> Family:
     except UserError as error:
         error.fix = error.fix or "choose a checkpoint of one of these families, such as nvidia/mit-b0"
         raise error from None
+
+
+def tasks_of(config) -> tuple[str, ...]:
+    """Returns what can be asked of a checkpoint, what it was trained for first.
+
+    A panoptic one knows objects and areas, so that the other tasks follow from it; one that was trained for objects
+    knows nothing between them, and one for areas does not tell objects apart. Where nothing is said, not even by the
+    name, it may be all that its network can do, and the last of that comes first.
+
+    Args:
+        config: Its configuration.
+
+    Returns:
+        Tasks.
+
+    Example:
+        >>> from transformers import Mask2FormerConfig
+        >>> tasks_of(Mask2FormerConfig(segmentation_task="instance")), tasks_of(Mask2FormerConfig())
+        (('instance',), ('panoptic', 'semantic', 'instance'))
+    """
+    family = FAMILIES.get(getattr(config, "model_type", None))
+    can = family.tasks if family else TASKS[:1]
+    name = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].lower()
+    said = getattr(config, "segmentation_task", None) or next((task for task in can if task in name), None)
+    if said not in can:
+        said = None
+    if said in ("semantic", "instance") and not family.ask:
+        return (said,)
+    first = said or can[-1]
+    return (first, *(task for task in can if task != first))
