@@ -14,7 +14,7 @@ FILL = 132  # a class of stuff that the sample does not have: what nothing else 
 
 
 def shifted(random, ids, listed, things):
-    return np.roll(ids, random.integers(-25, 26, 2), (0, 1)), listed
+    return np.roll(ids, random.integers(-12, 13, 2), (0, 1)), listed
 
 
 def dropped(random, ids, listed, things):
