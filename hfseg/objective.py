@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from hfseg.errors import UserError, one_of
 from hfseg.labels import LabelSchema
 from hfseg.losses import LOSSES, Pixels
-from hfseg.models.candidates import Targets
+from hfseg.models.candidates import Targets, loss_of_no_objects
 from hfseg.models.families import Family
 from hfseg.ops.strips import Strip, strips_of
 from hfseg.ops.upsample_cross_entropy import upsample_cross_entropy
@@ -250,7 +250,10 @@ class ModelLoss:
             What it returns, with its `loss`.
         """
         targets = Targets(masks, classes, self.task, self.schema.names)
-        return network(pixel_values=pixel_values, **self.family.feed(self.model, targets))
+        outputs = network(pixel_values=pixel_values, **self.family.feed(self.model, targets))
+        if not outputs.loss.numel():
+            outputs.loss = loss_of_no_objects(outputs.loss_dict, self.model.config)
+        return outputs
 
 
 class _InFloat32:

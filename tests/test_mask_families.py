@@ -18,6 +18,7 @@ from transformers.loss.loss_rf_detr import RfDetrHungarianMatcher
 import hfseg
 from hfseg.data import load_data
 from hfseg.errors import UserError
+from hfseg.labels import LabelSchema
 from hfseg.models import FAMILIES, family_of, load_model
 from hfseg.models.candidates import Targets
 from hfseg.models.networks import ARCHITECTURES, yolact
@@ -158,13 +159,14 @@ def test_detectors_place_boxes_in_float32_whatever_they_compute_in(name):
 
 
 def test_no_objects_give_finite_losses():
-    for name in ("mask2former", "hfseg/mask-rcnn", "hfseg/yolact"):
+    for name in ("mask2former", "rf_detr", "detr", "hfseg/mask-rcnn", "hfseg/yolact"):
         backbone = {"backbone": "resnet18"} if name.startswith("hfseg/") else {}
         model, _ = load_model(name, labels=NAMES, config=CONFIGS[name], weights="random", **backbone)
         family = family_of(model.config)
         nothing = Targets([torch.zeros(0, 64, 64, dtype=torch.bool)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2,
                           "instance", NAMES)
-        loss = model.train()(pixel_values=torch.randn(2, 3, 64, 64), **family.feed(model, nothing)).loss
+        minimised = ModelLoss(family, model.train(), "instance", LabelSchema.from_names(NAMES))
+        loss = minimised(model, torch.randn(2, 3, 64, 64), {"masks": nothing.masks, "classes": nothing.classes})
         loss.backward()
         assert torch.isfinite(loss)
 

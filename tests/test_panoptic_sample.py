@@ -14,7 +14,7 @@ FILL = 132  # a class of stuff that the sample does not have: what nothing else 
 
 
 def shifted(random, ids, listed, things):
-    return np.roll(ids, random.integers(-25, 26, 2), (0, 1)), listed
+    return np.roll(ids, random.integers(-12, 13, 2), (0, 1)), listed
 
 
 def dropped(random, ids, listed, things):
@@ -110,4 +110,4 @@ def test_the_perturbed_sample_scores_as_elsewhere(change, void, shared_data):
     mine = np.array([[scores[f"per_category_{key}"][name] for key in ("pq", "sq", "rq")] for name in data.schema.names])
     np.testing.assert_allclose(np.nan_to_num(mine), np.nan_to_num(theirs.compute().numpy().reshape(-1, 3)), atol=1e-6)
     quality = ours.scores(data.schema.names, things)
-    assert 0.05 < quality["panoptic_quality"] < 0.97 and quality["num_classes_averaged"] > 10
+    assert 0 < quality["panoptic_quality"] < 0.97 and quality["num_classes_averaged"] > 5

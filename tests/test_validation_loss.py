@@ -15,7 +15,7 @@ from hfseg.data import load_data
 from hfseg.data.images import Sample
 from hfseg.data.preparation import MaskTargets
 from hfseg.evaluation import Evaluator
-from hfseg.evaluation.mask_loss import MaskLoss, _learning, drawn
+from hfseg.evaluation.mask_loss import MaskLoss, _alone, _learning, drawn
 from hfseg.models import family_of, load_model
 from hfseg.objective import ModelLoss
 from mask_networks import CONFIGS, checkpoint
@@ -88,7 +88,7 @@ def test_the_loss_is_that_of_each_image(name, task, tmp_path, monkeypatch):
         beyond = (0, padded.shape[-1] - size[1], 0, padded.shape[-2] - size[0])
         with torch.no_grad(), drawn(number, pixels.device):
             model.eval()
-            with _learning(model) if family.losses_apart else nullcontext():
+            with _learning(model) if family.losses_apart else nullcontext(), _alone(model.config):
                 loss = training.given(model, padded, [torch.nn.functional.pad(masks, beyond)], [classes]).loss
             model.train()
         expected.append(float(loss))
@@ -96,8 +96,7 @@ def test_the_loss_is_that_of_each_image(name, task, tmp_path, monkeypatch):
     buffers = {key: value.clone() for key, value in model.named_buffers()}
     state = torch.get_rng_state()
     one, four = (scored(data, model, processor, task, size, objective) for size in (1, 4))
-    if not name.startswith("eomt"):  # which draws queries in its own forward pass
-        assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, buffers[key]) for key, value in model.named_buffers())
     assert modes == [module.training for module in model.modules()]
     assert one["loss"] == pytest.approx(np.mean(expected), rel=2e-3) and one["loss"] > 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from typing import Any
 from unittest import mock
@@ -92,13 +92,8 @@ class MaskLoss:
                 with _learning(self.model), drawn(number, pixels.device):
                     self.total += float(self.loss.given(self.model, pixels[None], *zip(one)).loss)
             return self.model(pixel_values=pixel_values, **asked)
-        with ExitStack() as entered:
-            if self.by_image:
-                entered.enter_context(self.by_image.over(numbers))
-            else:
-                entered.enter_context(drawn(numbers[0], pixel_values.device))
-            # Each process scores other images: a number of objects that is averaged over all would wait for them.
-            entered.enter_context(mock.patch.object(PartialState, "_shared_state", {}))
+        one_by_one = self.by_image.over(numbers) if self.by_image else nullcontext()
+        with drawn(numbers[0], pixel_values.device), one_by_one, _alone(self.model.config):
             outputs = self.loss.given(self.model, pixel_values, *zip(*fed))
         self.total += float(outputs.loss) * len(numbers)
         return outputs
@@ -190,6 +185,21 @@ def drawn(seed: int, device: torch.device) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+@contextmanager
+def _alone(config: Any) -> Iterator[None]:
+    """Within, a loss is that of the images at hand.
+
+    Each process scores other images: a number of objects that is averaged over all would wait for ever. And the groups
+    of queries that RF-DETR learns with are one when it predicts.
+    """
+    with (
+        mock.patch.object(PartialState, "_shared_state", {}),
+        mock.patch("transformers.loss.loss_rf_detr._is_torch_distributed_initialized", lambda: False),
+        mock.patch.object(config, "group_detr", 1) if hasattr(config, "group_detr") else nullcontext(),
+    ):
+        yield
 
 
 @contextmanager

@@ -85,9 +85,13 @@ class Detections:
             sizes = rle.areas(ours).astype(np.float64)
             kinds = [_match(ious, sizes, areas[true], hidden)]
             if self.boundary:
-                if len(mine) and len(true):
-                    edges = [[boundary_of(code) for code in some] for some in (ours, theirs)]
-                    ious = np.minimum(ious, coco.iou(*edges, hidden.astype(np.uint8).tolist()))
+                near = ious >= THRESHOLDS[0]  # the others match by no boundary, and early in training they are most
+                if near.any():
+                    places = np.ix_(*(np.flatnonzero(near.any(axis)) for axis in (1, 0)))
+                    edges = [[boundary_of(some[i]) for i in kept.ravel()] for some, kept in zip((ours, theirs), places)]
+                    between = coco.iou(*edges, hidden[places[1].ravel()].astype(np.uint8).tolist())
+                    ious = ious.copy()
+                    ious[places] = np.minimum(ious[places], between)
                 kinds.append(_match(ious, sizes, areas[true], hidden))
             found.append((label, scores[mine], kinds))
         self.images.append((number, found))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -143,6 +144,22 @@ def feed_boxes(model: nn.Module, targets: Targets) -> dict[str, Any]:
     return {"labels": labels}
 
 
+def loss_of_no_objects(parts: dict[str, Tensor], config: Any) -> Tensor:
+    """Adds up the loss of RF-DETR on images without an object, whose sum is emptied by the losses of no masks.
+
+    Args:
+        parts: Losses by name, with the layer behind.
+        config: Its configuration, with the weights.
+
+    Returns:
+        A scalar.
+    """
+    weights = {"loss_ce": config.class_loss_coefficient, "loss_bbox": config.bbox_loss_coefficient,
+               "loss_giou": config.giou_loss_coefficient}  # fmt: skip
+    kinds = {key: re.sub(r"_(\d+|enc)$", "", key) for key in parts}
+    return sum(weights[kinds[key]] * value.sum() for key, value in parts.items() if kinds[key] in weights)
+
+
 def feed_text(model: nn.Module, targets: Targets) -> dict[str, Any]:
     """Gives targets to OneFormer: masks, the task as text, and what is in each image as text.
 
@@ -163,7 +180,7 @@ def feed_text(model: nn.Module, targets: Targets) -> dict[str, Any]:
         sentences.append(seen + [f"{article} {targets.task} photo"] * (count - len(seen)))
     length = model.config.text_encoder_context_length
     asked = ask_task(model, targets.task, len(sentences))
-    model.model.is_training = True  # it compares its queries with the sentences, whatever its mode
+    _set_learning(model, True)
     texts = torch.stack([_tokens(model, texts, length) for texts in sentences])
     return {**feed_masks(model, targets), **asked, "text_inputs": texts}
 
@@ -179,8 +196,17 @@ def ask_task(model: nn.Module, task: str, count: int) -> dict[str, Tensor]:
     Returns:
         Arguments of its `forward`.
     """
-    model.model.is_training = False
+    _set_learning(model, False)
     return {"task_inputs": _tokens(model, [f"the task is {task}"], model.config.task_seq_len).expand(count, -1)}
+
+
+def _set_learning(model: nn.Module, learning: bool) -> None:
+    """Tells OneFormer whether to compare its queries with sentences, whatever its mode; and keeps the layers that go by
+    a setting of its configuration from dropping activations in evaluation mode."""
+    for module in model.modules():
+        if "is_training" in vars(module):
+            module.is_training = model.config.is_training and module.training
+    model.model.is_training = learning
 
 
 def _tokens(model: nn.Module, texts: list[str], length: int) -> Tensor:
