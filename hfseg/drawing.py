@@ -135,11 +135,7 @@ def paint_segments(
         found = np.minimum(np.searchsorted(known, ids), len(known) - 1)
         place = np.where(known[found] == ids, found + 1, 0)
     colours = np.zeros((len(known) + 1, 3), np.float32)
-    seen: dict[int, int] = {}
-    for i, key in enumerate(known.tolist(), start=1):
-        label = labels[key]
-        colours[i] = _shade(palette[label], seen.get(label, 0), len(palette) == 1)
-        seen[label] = seen.get(label, 0) + 1
+    colours[1:] = segment_colours([labels[key] for key in known.tolist()], palette)
     base = to_rgb(image).astype(np.float32)
     edge = np.zeros(ids.shape, bool)
     for axis in (0, 1):
@@ -151,8 +147,25 @@ def paint_segments(
     return np.rint(shown).astype(np.uint8)
 
 
+def segment_colours(labels: Sequence[int], palette: Sequence[Colour]) -> np.ndarray:
+    """Choose a colour for each object, near that of its class; of any hue where there is one class.
+
+    Args:
+        labels: Class id of each object.
+        palette: (red, green, blue) per class id.
+
+    Returns:
+        (N, 3) float32, 0 to 255.
+    """
+    colours = np.zeros((len(labels), 3), np.float32)
+    seen: dict[int, int] = {}
+    for i, label in enumerate(labels):
+        colours[i] = _shade(palette[label], seen.get(label, 0), len(palette) == 1)
+        seen[label] = seen.get(label, 0) + 1
+    return colours
+
+
 def _shade(colour: Colour, number: int, alone: bool) -> tuple[float, ...]:
-    """A colour near the class's own for each object; of any hue where there is one class."""
     import colorsys
 
     hue, saturation, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in colour))

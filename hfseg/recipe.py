@@ -262,7 +262,8 @@ class EvalConfig:
     batch_size: int = 8
     """Images of one size per forward pass."""
     tile: Optional[int] = None
-    """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed."""
+    """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed; kept with the
+    weights, for whoever uses them. Networks that predict masks need the size of their training crops."""
     tta: Union[list[Union[float, str]], str] = field(default_factory=list)
     """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `horizontal_flip,0.75`."""
     max_detections: int = 100

@@ -16,18 +16,20 @@ from torch import Tensor, nn
 
 from hfseg.errors import BadSample, UserError, one_of
 from hfseg.inference.confidence import confidence_of
-from hfseg.inference.forward_pass import ForwardPass, by_shape
+from hfseg.inference.forward_pass import by_shape
+from hfseg.inference.objects import ObjectPass
 from hfseg.inference.profiling import Profile, profile_call, time_stages
 from hfseg.inference.reading import read_ahead, read_image
-from hfseg.inference.segments import Found, Geometry, SegmentRules, compatible, find_instances, find_panoptic
+from hfseg.inference.segments import SegmentRules
 from hfseg.inference.tiling import Tiles
 from hfseg.inference_settings import FLIPS, check_tile, read_tta
 from hfseg.labels import Colour, make_palette
+from hfseg.models.families import tasks_of
 from hfseg.ops.upsample import upsample_argmax
 from hfseg.result import Segmentation
 
 
-class Segmenter(ForwardPass):
+class Segmenter(ObjectPass):
     """A model with its image processor, ready to segment images of any size and kind.
 
     Args:
@@ -39,10 +41,13 @@ class Segmenter(ForwardPass):
         device: Where to compute.
         dtype: Float type to compute in, such as `torch.bfloat16`.
         tile: Side in pixels, a multiple of 32, of the overlapping windows in which images that are larger are
-            computed and blended, in constant memory. Windows are not resized, unless the network takes one size only.
+            computed and blended, in constant memory; 0 for whole images, None for what the model was scored with in
+            its training (`config.segmentation_tile`). Windows are not resized, unless the network takes one size only.
+            Objects whose masks agree where windows overlap become one.
         tile_overlap: Share of a window's side that neighbours have in common, at least.
         tta: Test-time augmentation: flips (`horizontal_flip`, `vertical_flip`) and scales (such as 0.75), of which all
-            combinations are averaged with the image as it is; within each window, if there are tiles.
+            combinations are averaged with the image as it is; within each window, if there are tiles. An object has
+            the mean of its scores, and its best mask. Not for panoptic maps.
         channels_last: Memory layout of images and convolutions; faster on many GPUs.
         compile: Whether to `torch.compile` the network: for many images of few sizes.
         task: `semantic`, `instance` or `panoptic`; what the model was trained for if None. Of a model that does several
@@ -81,6 +86,8 @@ class Segmenter(ForwardPass):
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
         self.things = tuple(self.id2label if things is None else sorted(set(things)))
+        if tile is None and not rules.get("compat"):
+            tile = getattr(model.config, "segmentation_tile", None)
         self._settle(tile, tile_overlap, tta, task, SegmentRules(**rules))
 
     @classmethod
@@ -165,17 +172,23 @@ class Segmenter(ForwardPass):
         check_tile(tile, tile_overlap)
         self.tile, self.tile_overlap, self.tta = tile or None, tile_overlap, read_tta(tta)
         config, family = self.model.config, self.family
-        can = family.tasks if family else ("semantic",)
-        said = getattr(config, "segmentation_task", None) or _named_task(config, can)
-        self.task = one_of(task or said or can[-1], can, "task of this network")
+        self.task = one_of(task or self.tasks[0], family.tasks if family else ("semantic",), "task of this network")
         self.rules = rules
-        if self.task != "semantic" and (self.tile or self.tta):
-            raise UserError(f"tiles or views are asked for, and the task is {self.task}", "the semantic task",
-                            "leave tile and tta out")
+        if self.task == "panoptic" and self.tta:
+            raise UserError("views are asked for (tta), and the task is panoptic", "the semantic or instance task, or "
+                            "tiles", "leave tta out: there is no mean of panoptic maps")
+        if self.task != "semantic" and self.rules.compat and (self.tile or self.tta):
+            raise UserError("compat is on, and tiles or views are asked for", "one of them",
+                            "transformers' post-processing has neither")
         self.resizes_windows = family is not None and family.input_size(config) is not None
         if self.resizes_windows and not set(self.tta) <= set(FLIPS):
             raise UserError(f"tta holds scales, and this network takes images of {family.input_size(config)} only",
                             ", ".join(FLIPS), "leave the scales out")
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What can be asked of the model, what it was trained for first: `semantic`, `instance`, `panoptic`."""
+        return tasks_of(self.model.config)
 
     def __call__(self, image: Any, batch_size: int = 8) -> Segmentation | list[Segmentation]:
         """Segment an image or a list of images.
@@ -302,17 +315,6 @@ class Segmenter(ForwardPass):
             return None
         return Tiles(image, lambda windows: self._logits(windows, whole=False), self.tile, self.tile_overlap)
 
-    def needs_tiles(self, shape: Sequence[int]) -> bool:
-        """Tell whether an image is computed in tiles.
-
-        Args:
-            shape: (H, W, ...) of the image.
-
-        Returns:
-            True where a side is longer than a tile.
-        """
-        return self.tile is not None and max(shape[:2]) > self.tile
-
     def predict_maps(self, images: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Predict the class of every pixel; images of one size are computed together.
 
@@ -325,42 +327,6 @@ class Segmenter(ForwardPass):
         if self.task != "semantic":
             return [found.semantic_map(len(self.id2label)) for found in self.segments(images)]
         return [labels for labels, _ in self._predict(images, confidence=False)]
-
-    def segments(self, images: Sequence[np.ndarray]) -> list[Found]:
-        """Find the segments of every image, for the instance and panoptic tasks.
-
-        Args:
-            images: (H, W, C) arrays as `decode_image` gives them, of any sizes.
-
-        Returns:
-            The segments of each image, and which of them each pixel belongs to.
-
-        Raises:
-            UserError: When the task is semantic, or the network gives NaN.
-        """
-        if self.task == "semantic":
-            raise UserError("segments are asked for, and the task is semantic", "instance or panoptic",
-                            "predict_maps gives the class of every pixel")
-        results: list = [None] * len(images)
-        for shape, members in by_shape(images).items():
-            with self._mode.inference():
-                pixel_values = self._pixel_values([images[i] for i in members])
-                outputs, padded, content = self._forward(pixel_values)
-                found = self._segments_of(outputs, Geometry(shape[:2], content, padded), len(members))
-            for i, one in zip(members, found, strict=True):
-                results[i] = one
-        return results
-
-    def _segments_of(self, outputs: Any, geometry: Geometry, count: int) -> list[Found]:
-        fuse = tuple(i for i in self.id2label if i not in self.things)
-        if self.rules.compat:
-            return compatible(self.processor, outputs, self.task, [geometry.size] * count, self.rules, fuse)
-        candidates = self.family.read(outputs)
-        self._refuse_nan(candidates.probabilities)
-        if self.task == "panoptic":
-            return [find_panoptic(candidates, i, geometry, self.rules, fuse) for i in range(count)]
-        by_mask = self.family.scored_by_mask
-        return [find_instances(candidates, i, geometry, self.rules, by_mask) for i in range(count)]
 
     def _results(self, images: Sequence[np.ndarray]) -> list[Segmentation]:
         if self.task != "semantic":
@@ -394,9 +360,3 @@ class Segmenter(ForwardPass):
 
     def _read(self, value: Any, name: str) -> np.ndarray:
         return read_image(value, self.channels, name)
-
-
-def _named_task(config: Any, can: Sequence[str]) -> str | None:
-    """The task that a checkpoint of the hub is named after, such as facebook/mask2former-swin-tiny-coco-instance."""
-    name = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].lower()
-    return next((task for task in can if task in name), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-KINDS = ("sam", "sam2", "edgetam")
+KINDS = ("sam", "sam_hq", "sam2", "edgetam", "sam3_tracker")
 
 
 def tiny(kind: str, folder: Path) -> str:
@@ -25,15 +25,32 @@ def tiny(kind: str, folder: Path) -> str:
         return {"vision_config": vision, "prompt_encoder_config": prompt, "mask_decoder_config": decoder}
 
     torch.manual_seed(0)
-    if kind == "sam":
-        vision = t.SamVisionConfig(hidden_size=32, output_channels=32, num_hidden_layers=2, num_attention_heads=4,
+    if kind in ("sam", "sam_hq"):
+        name = "Sam" if kind == "sam" else "SamHQ"
+        more = {} if kind == "sam" else {"vit_dim": 32}
+        parts = {part: getattr(t, f"{name}{part}") for part in (
+            "VisionConfig", "PromptEncoderConfig", "MaskDecoderConfig", "Config", "Model", "Processor")}
+        vision = parts["VisionConfig"](hidden_size=32, output_channels=32, num_hidden_layers=2, num_attention_heads=4,
                                    image_size=64, patch_size=16, mlp_dim=64, global_attn_indexes=[1], window_size=2,
                                    num_pos_feats=16)
-        prompt = t.SamPromptEncoderConfig(hidden_size=32, image_size=64, patch_size=16)
-        decoder = t.SamMaskDecoderConfig(hidden_size=32, mlp_dim=64, num_hidden_layers=2, num_attention_heads=4,
-                                         iou_head_hidden_dim=32)
-        model = t.SamModel(t.SamConfig(**configs(vision, prompt, decoder)))
-        processor = t.SamProcessor(t.SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64}))
+        prompt = parts["PromptEncoderConfig"](hidden_size=32, image_size=64, patch_size=16)
+        decoder = parts["MaskDecoderConfig"](hidden_size=32, mlp_dim=64, num_hidden_layers=2, num_attention_heads=4,
+                                             iou_head_hidden_dim=32, **more)
+        model = parts["Model"](parts["Config"](**configs(vision, prompt, decoder)))
+        images = t.SamImageProcessor(size={"longest_edge": 64}, pad_size={"height": 64, "width": 64})
+        processor = parts["Processor"](images)
+    elif kind == "sam3_tracker":
+        backbone = t.Sam3ViTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+                                   image_size=56, pretrain_image_size=56, patch_size=14, window_size=2,
+                                   global_attn_indexes=[1])
+        vision = t.Sam3VisionConfig(backbone_config=backbone, fpn_hidden_size=32,
+                                    backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]])
+        prompt = t.Sam3TrackerPromptEncoderConfig(image_size=56, patch_size=14, hidden_size=32)
+        decoder = t.Sam3TrackerMaskDecoderConfig(hidden_size=32, mlp_dim=64, num_attention_heads=4,
+                                                 iou_head_hidden_dim=32)
+        model = t.Sam3TrackerModel(t.Sam3TrackerConfig(**configs(vision, prompt, decoder)))
+        processor = t.Sam3TrackerProcessor(t.Sam3ImageProcessor(size={"height": 56, "width": 56},
+                                                                mask_size={"height": 16, "width": 16}))
     else:
         parts = {"image_size": 64, "hidden_size": 32}
         if kind == "sam2":

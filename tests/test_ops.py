@@ -571,3 +571,13 @@ def test_a_masked_logit_reaches_no_pixel_that_it_has_no_share_in():
     logits[1, 1, 2] = -torch.inf
     for size in ((3, 3), (3, 6)):
         assert not upsample_argmax(logits, size).any()
+
+
+@given(st.integers(0, 10**6), st.integers(1, 9), st.integers(1, 9))
+def test_the_code_of_a_part_is_that_of_the_whole(seed, height, width):
+    random = np.random.default_rng(seed)
+    (top, bottom), (left, right) = (sorted(random.choice(side + 1, 2, replace=False)) for side in (height, width))
+    whole = np.zeros((height, width), bool)
+    whole[top:bottom, left:right] = random.random((bottom - top, right - left)) < random.random() * 1.5
+    part = whole[top:bottom, left:right]
+    assert rle.encode_part(part, (top, left), (height, width)) == rle.encode(whole)

@@ -109,7 +109,8 @@ def add_inference_flags(parser: Parser) -> None:
         parser: Of a command that uses a model.
     """
     parser.add_argument("--tile", type=int, metavar="PIXELS", help=(
-        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images"))
+        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images; "
+        "default: as the model was scored in its training"))
     parser.add_argument("--tta", metavar="VIEWS", help=(
         "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
         "'' for none"))

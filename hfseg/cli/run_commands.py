@@ -61,7 +61,7 @@ def init(arguments: list[str]) -> None:
     parser = Parser("hfseg init", description=(
         "Look at the data and print a commented recipe that fits it.\n"
         "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open, and --task\n"
-        "instance or panoptic for data with objects."))
+        "instance or panoptic for data with objects; without, it says what the data can be read for."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
     options, flags = parser.parse_with_data_flags(arguments)
@@ -105,7 +105,9 @@ def evaluate(arguments: list[str]) -> None:
         task=options.task, revision=options.revision, verbose=True, say=print,
     )  # fmt: skip
     print_scores(results)
-    print(f"{results['num_images']} images of the split {results['protocol']['split']}")
+    whole = results["protocol"]["images_in_split"]
+    print(f"{'the first ' if whole else ''}{results['num_images']} images {f'of the {whole} ' if whole else ''}"
+          f"of the split {results['protocol']['split']}")
     if options.output:
         from hfseg.run_directory import write_atomic
 
@@ -120,8 +122,9 @@ def print_scores(results: dict) -> None:
     task = results.get("task", "semantic")
     columns, shown = {
         "semantic": ({"IoU": "per_category_iou", "F1": "per_category_f1"}, SHOWN[task]),
-        "instance": ({"AP": "per_category_ap"}, (*SHOWN[task], *(
-            f"mask_{kind}_{area}" for kind in ("ap", "ar") for area in ("small", "medium", "large")), "boundary_ap")),
+        "instance": ({"AP": "per_category_ap"}, (
+            *SHOWN[task], *(f"mask_ap_{area}" for area in ("small", "medium", "large")),
+            *(key for key in results if key.startswith("mask_ar_")), "boundary_ap")),
         "panoptic": ({key.upper(): f"per_category_{key}" for key in ("pq", "sq", "rq")}, (
             *SHOWN[task], "panoptic_quality_things", "panoptic_quality_stuff", "mean_iou")),
     }[task]  # fmt: skip

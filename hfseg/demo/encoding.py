@@ -20,7 +20,7 @@ from gradio.processing_utils import save_bytes_to_cache
 from gradio.utils import get_upload_folder
 from PIL import Image
 
-from hfseg.drawing import to_rgb
+from hfseg.drawing import segment_colours, to_rgb
 from hfseg.remap import hex_colour
 from hfseg.result import Segmentation
 
@@ -165,7 +165,7 @@ def _map(name: str, result: Segmentation):
             "model": name, "none": none, "ids": ids.result(),
             "classes": [{"id": i, "name": label, "colour": _colour(result, i)} for i, label in result.id2label.items()],
             "confidence": None, "segments": segments and segments.result(),
-            "segments_info": [_plain(entry) for entry in result.segments_info] if segments else [],
+            "segments_info": _segments(result) if segments else [],
         }  # fmt: skip
 
     return finish
@@ -181,10 +181,23 @@ def _colour(result: Segmentation, i: int) -> str:
     return hex_colour(result.palette[i]) if i < len(result.palette) else "#808080"
 
 
-def _plain(entry: Mapping[str, Any]) -> dict[str, Any]:
-    score = entry["score"]
-    return {"id": int(entry["id"]), "label_id": int(entry["label_id"]), "area": int(entry["area"]),
-            "bbox": [int(value) for value in entry["bbox"]], "score": None if score is None else float(score)}
+def _segments(result: Segmentation) -> list[dict[str, Any]]:
+    """Each segment with its colour, and with the code of its mask where better ones hide a part of it."""
+    entries = result.segments_info
+    palette = [*result.palette, *[(128, 128, 128)] * (max(result.id2label, default=0) + 1 - len(result.palette))]
+    colours = segment_colours([entry["label_id"] for entry in entries], palette)
+    seen = np.bincount(result.segment_map.ravel(), minlength=1)
+    found = []
+    for entry, colour in zip(entries, colours, strict=True):
+        score, number = entry["score"], int(entry["id"])
+        hidden = entry["area"] != (seen[number] if number < len(seen) else 0)
+        found.append({
+            "id": number, "label_id": int(entry["label_id"]), "area": int(entry["area"]),
+            "bbox": [int(value) for value in entry["bbox"]], "score": None if score is None else float(score),
+            "colour": hex_colour(np.rint(colour).astype(int).tolist()),
+            **({"rle": result.rles[number]["counts"]} if hidden else {}),
+        })  # fmt: skip
+    return found
 
 
 def stem(photo: str) -> str:

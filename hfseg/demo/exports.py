@@ -17,6 +17,7 @@ from PIL import Image
 from hfseg.demo.encoding import stem
 from hfseg.demo.limits import check_size, read_upload
 from hfseg.errors import UserError
+from hfseg.ops import rle
 from hfseg.result import Segmentation
 
 KINDS = {"coco": "coco.json", "geojson": "geojson", "overlay": "overlay.png", "cutout": "cutout.png"}
@@ -66,7 +67,7 @@ class Request:
                 raise UserError(f"the {what} is {array.shape[1]} x {array.shape[0]} and the map "
                                 f"{ids.shape[1]} x {ids.shape[0]} pixels", "the same size")
         result = Segmentation(ids, names, palette, image=image, segment_map=ids_of(segment_map) if both else None,
-                              segments=_segments(segments, names) if both else None)  # fmt: skip
+                              segments=_segments(segments, names, ids.shape) if both else None)  # fmt: skip
         opacity = request.get("opacity", 0.55)
         if not isinstance(opacity, (int, float)) or not 0 <= opacity <= 1:
             raise UserError(f"opacity {str(opacity)[:20]}", "0 to 1")
@@ -179,14 +180,20 @@ def _classes(listed: Any) -> tuple[dict[int, str], list[tuple[int, int, int]]]:
     return names, [colours.get(i, (128, 128, 128)) for i in range(max(names) + 1)]
 
 
-def _segments(listed: Any, names: dict[int, str]) -> list[dict[str, Any]]:
+def _segments(listed: Any, names: dict[int, str], size: tuple[int, int]) -> list[dict[str, Any]]:
     if not isinstance(listed, list) or len(listed) > MOST_CLASSES:
-        raise UserError("no list of segments", "`segments`: id, label_id and perhaps score of each")
+        raise UserError("no list of segments", "`segments`: id, label_id and perhaps score and rle of each")
     found = []
     for one in listed:
         if not isinstance(one, dict) or not isinstance(one.get("id"), int) or one.get("label_id") not in names:
             raise UserError(f"a segment {str(one)[:80]}", "a whole number as id, and a class as label_id")
         score = one.get("score")
         number = isinstance(score, (int, float)) and not isinstance(score, bool)
-        found.append({"id": one["id"], "label_id": one["label_id"], "score": score if number else None})
+        entry = {"id": one["id"], "label_id": one["label_id"], "score": score if number else None}
+        if one.get("rle") is not None:  # the whole mask, where others hide a part of it
+            if not isinstance(one["rle"], str) or not one["rle"].isascii():
+                raise UserError(f"a mask {str(one['rle'])[:40]}", "a COCO run-length string")
+            entry["rle"] = {"size": list(size), "counts": one["rle"]}
+            rle.area(entry["rle"])  # raises if it is of another size
+        found.append(entry)
     return found

@@ -12,6 +12,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+import torch
 from PIL import Image
 
 from hfseg.demo.encoding import completed, encode, message, no_class
@@ -19,7 +20,8 @@ from hfseg.demo.exports import KINDS, Request, write_export
 from hfseg.demo.limits import read_upload, told
 from hfseg.demo.models import Models
 from hfseg.demo.video import MOST_FRAMES, segment_frame, segment_video
-from hfseg.errors import UserError
+from hfseg.errors import UserError, one_of
+from hfseg.models.families import TASKS
 from hfseg.result import Segmentation
 from hfseg.segmenter import Segmenter
 
@@ -28,6 +30,7 @@ SIZES = {"as it is": None, "2048": 2048, "1024": 1024, "512": 512}
 VIEWS = ("horizontal_flip", "vertical_flip", "0.75", "1.25")
 LARGE = 4_000_000  # pixels; above, the network is shown tiles unless it resizes images anyway
 
+OUTPUTS = 2  # of networks that propose masks, which are remembered
 ENCODED = 4  # images that promptable models remember
 MOST_POINTS = 100
 
@@ -43,12 +46,14 @@ class Handlers:
         self.models = models
         self._looked_at: OrderedDict[tuple, Any] = OrderedDict()
         self._lock = threading.Lock()
+        self._outputs = Outputs()
 
     def segment(
         self, image: str | None, model: str, compare_with: str | None = None, tiles: str = "automatic",
-        views: list[str] | None = None, longest_side: str = "as it is",
+        views: list[str] | None = None, longest_side: str = "as it is", task: str | None = None,
+        threshold: float = 0.5, mask_threshold: float = 0.5,
     ) -> Iterator[dict[str, Any]]:  # fmt: skip
-        """Finds the class of every pixel of an image.
+        """Finds the class of every pixel of an image, or its objects.
 
         Args:
             image: A file: JPEG, PNG, TIFF, WebP...
@@ -57,6 +62,9 @@ class Handlers:
             tiles: Side in pixels of the windows that a large image is computed in: automatic, off, 512 or 1024.
             views: Test-time augmentation: horizontal_flip, vertical_flip, 0.75, 1.25.
             longest_side: Down to how many pixels the image is made smaller for the network: as it is, 2048, 1024, 512.
+            task: semantic, instance or panoptic, of models that do several; nothing for what it was trained for.
+            threshold: The least score of an object, 0 to 1.
+            mask_threshold: The probability from which a pixel belongs to an object, 0 to 1.
 
         Returns:
             Twice, first without the confidence: the photo, and per model the class ids (grey PNG, from 255 classes on
@@ -64,7 +72,7 @@ class Handlers:
             of each part.
         """
         with told(image):
-            options = Options(tiles, views, longest_side)
+            options = Options(tiles, views, longest_side, task, threshold, mask_threshold)
             chosen = [model] + ([compare_with] if compare_with and compare_with != model else [])
             if model in self.models.prompted:  # it says nothing by itself: an empty map to add masks to
                 yield from self._messages({model: nothing(read_upload(image))}, image, {}, [])
@@ -77,7 +85,7 @@ class Handlers:
                 start = time.perf_counter()
                 array = read_upload(image, segmenter.channels)
                 times["read"] += time.perf_counter() - start
-                results[name], note = run(segmenter, array, options, times)
+                results[name], note = run(segmenter, array, options, times, self._outputs)
                 notes += [note] * (note is not None and note not in notes)
             yield from self._messages(results, image, times, notes)
 
@@ -197,22 +205,71 @@ class Options:
         tiles: A key of `TILES`.
         views: Some of `VIEWS`.
         longest_side: A key of `SIZES`.
+        task: What is wanted of a model that can do it; others do what they can.
+        threshold: As for a `Segmenter`.
+        mask_threshold: As there.
 
     Raises:
         UserError: For anything else.
     """
 
-    def __init__(self, tiles: str = "automatic", views: list[str] | None = None, longest_side: str = "as it is"):
+    def __init__(self, tiles: str = "automatic", views: list[str] | None = None, longest_side: str = "as it is",
+                 task: str | None = None, threshold: float = 0.5, mask_threshold: float = 0.5):
         views = views or []
         for what, value, allowed in (("tiles", tiles, TILES), ("longest side", longest_side, SIZES),
                                      *(("view", view, VIEWS) for view in views)):
             if not isinstance(value, str) or value not in allowed:
                 raise UserError(f"{what} {str(value)[:40]!r}", ", ".join(allowed))
         self.tile, self.views, self.longest_side = TILES[tiles], tuple(views), SIZES[longest_side]
+        self.task = one_of(task, TASKS, "task") if task else None
+        self.rules = {"threshold": threshold, "mask_threshold": mask_threshold}
+        for what, value in self.rules.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+                raise UserError(f"{what} {str(value)[:40]!r}", "0 to 1")
+
+    def settled(self, segmenter: Segmenter, tile: int | None) -> Segmenter:
+        """Makes a segmenter that does what is wanted.
+
+        Args:
+            segmenter: The model.
+            tile: The tile that was settled on.
+
+        Returns:
+            Another segmenter.
+        """
+        task = self.task if self.task in segmenter.tasks else None
+        return segmenter.using(tile=tile, tta=self.views, task=task, **self.rules)
+
+
+class Outputs:
+    """What networks said last, for a visitor who moves a slider: the network need not look again."""
+
+    def __init__(self):
+        self._kept: OrderedDict[tuple, Any] = OrderedDict()
+
+    def remember(self, segmenter: Segmenter) -> None:
+        """Makes a segmenter remember.
+
+        Args:
+            segmenter: A copy to spend, of a model that proposes masks.
+        """
+        forward = segmenter._forward
+
+        def remembered(pixel_values: torch.Tensor) -> Any:
+            digest = hashlib.blake2b(pixel_values.float().cpu().numpy().tobytes(), digest_size=16).digest()
+            key = id(segmenter.model), segmenter.task, tuple(pixel_values.shape), digest
+            if key not in self._kept:
+                self._kept[key] = forward(pixel_values)
+            self._kept.move_to_end(key)
+            while len(self._kept) > OUTPUTS:
+                self._kept.popitem(last=False)
+            return self._kept[key]
+
+        segmenter._forward = remembered
 
 
 def run(
-    segmenter: Segmenter, image: np.ndarray, options: Options, times: dict[str, float]
+    segmenter: Segmenter, image: np.ndarray, options: Options, times: dict[str, float], outputs: Outputs | None = None
 ) -> tuple[Segmentation, str | None]:
     """Segments an image by the page's options.
 
@@ -221,6 +278,7 @@ def run(
         image: (H, W, C).
         options: How.
         times: Seconds by part are added here.
+        outputs: Where outputs of networks are remembered.
 
     Returns:
         The result at the image's own size, and what a visitor should know of how it was made, or None.
@@ -230,9 +288,11 @@ def run(
     """
     shown, note = _smaller(image, options.longest_side), None
     tile, large = options.tile, shown.shape[0] * shown.shape[1] > LARGE
-    if tile is None and large and segmenter.task == "semantic" and not getattr(segmenter.processor, "do_resize", False):
+    if tile is None and large and not segmenter.tile and not getattr(segmenter.processor, "do_resize", False):
         tile, note = 1024, "Large image: computed in tiles of 1024 pixels."
-    timed, spent = segmenter.using(tile=tile, tta=options.views).timed()
+    timed, spent = options.settled(segmenter, tile).timed()
+    if outputs is not None and timed.task != "semantic" and not timed.tta and not timed.needs_tiles(shown.shape):
+        outputs.remember(timed)
     start = time.perf_counter()
     result = timed(shown)
     total = time.perf_counter() - start

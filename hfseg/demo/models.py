@@ -14,6 +14,7 @@ import numpy as np
 
 from hfseg.errors import UserError
 from hfseg.models.configs import load_config, readable_errors, resolve_name
+from hfseg.models.families import tasks_of
 from hfseg.prompter import PROMPTABLE, Prompter
 from hfseg.run_directory import RECIPE, WEIGHTS
 from hfseg.segmenter import Segmenter
@@ -66,6 +67,17 @@ class Models:
         self.names = [name for name in self.paths if name not in self.prompted] or self.prompted
         self.kept, self._found, self._lock = kept, OrderedDict[str, Future](), threading.RLock()
         self._one_at_a_time = threading.Lock()
+
+    def tasks(self, name: str) -> tuple[str, ...]:
+        """Tells what can be asked of a model.
+
+        Args:
+            name: One of the page's.
+
+        Returns:
+            Tasks, what it was trained for first; of a promptable one as of one for areas.
+        """
+        return tasks_of(self.configs[name])
 
     def start(self, name: str) -> Future:
         """Begins to load a model, if it is not there.
@@ -139,7 +151,9 @@ def _loader(prompted: bool) -> Callable[[str], Any]:
 def _ready_segmenter(path: str) -> Segmenter:
     """A segmenter after its first image, for which kernels are compiled, so that no visitor waits for that."""
     segmenter = Segmenter.from_pretrained(path)
-    segmenter(np.zeros((64, 64, segmenter.channels), np.uint8)).confidence  # noqa: B018 - computed when read
+    image = np.zeros((64, 64, segmenter.channels), np.uint8)
+    for task in segmenter.tasks:
+        segmenter.using(task=task, threshold=0.0)(image).confidence  # noqa: B018 - computed when read
     return segmenter
 
 

@@ -15,7 +15,7 @@ from hfseg.demo.models import Models
 from hfseg.demo.video import FRAME_SIDE, MOST_FRAMES, WEBCAM_EVERY, WEBCAM_SECONDS, WEBCAM_SIDE
 
 STATIC = Path(__file__).resolve().parent / "static"
-SCRIPTS = ("codec", "layers", "painter", "legend", "stage", "prompts", "editor", "viewer")
+SCRIPTS = ("codec", "layers", "painter", "legend", "objects", "stage", "prompts", "editor", "viewer")
 MODEL_QUEUE = {"concurrency_id": "model", "concurrency_limit": 1}  # the cores are the model's: one call at a time
 
 
@@ -32,7 +32,7 @@ def build_page(models: Models) -> gr.Blocks:
     with gr.Blocks(title="hfseg", analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS),
                    fill_width=True) as page:  # fmt: skip
         with gr.Row(elem_id="masthead"):
-            gr.HTML("<h1>Mask prediction</h1><p>Every pixel gets a class.</p>", elem_id="title")
+            gr.HTML(f"<h1>Mask prediction</h1><p>{promise(models)}</p>", elem_id="title")
             status = state_pill(models)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Image", id="image"):
@@ -81,6 +81,10 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
             model = gr.Dropdown(names, value=names[0], label="Model", visible=len(names) > 1, elem_id="model")
             other = gr.Dropdown([("none", ""), *names], value="", label="Compare with", visible=len(names) > 1,
                                 elem_id="compare")  # fmt: skip
+            tasks = models.tasks(names[0])
+            task = gr.Radio(list(tasks), value=tasks[0], label="Task", visible=len(tasks) > 1, elem_id="task")
+            threshold = gr.Slider(0, 1, value=0.5, step=0.01, label="Least score of an object", elem_id="threshold",
+                                  visible=tasks[0] != "semantic")  # fmt: skip
             run = gr.Button("Segment", variant="primary", elem_id="segment")
             with gr.Accordion("Advanced", open=False, elem_id="advanced"):
                 tiles = gr.Dropdown(list(TILES), value="automatic", label="Tiles", elem_id="tiles",
@@ -89,15 +93,33 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
                                          label="Average over views", info="flips and scales; slower")  # fmt: skip
                 longest = gr.Dropdown(list(SIZES), value="as it is", label="Longest side", elem_id="longest",
                                       info="pixels that the network is shown")  # fmt: skip
+                border = gr.Slider(0.05, 0.95, value=0.5, step=0.01, label="Least probability of a pixel",
+                                   elem_id="mask-threshold", info="higher makes objects smaller",
+                                   visible=tasks[0] != "semantic")  # fmt: skip
             gr.HTML(f"<p>Up to {MAX_FILE_SIZE.upper().replace('MB', ' MB')} and {MAX_PIXELS // 1_000_000} million "
                     "pixels. Files are deleted after an hour.</p>", elem_classes="limits")  # fmt: skip
         with gr.Column(scale=4, min_width=320, elem_id="output"):
             viewer = make_viewer()
-    inputs = [image, model, other, tiles, views, longest]
+    inputs = [image, model, other, tiles, views, longest, task, threshold, border]
     # One call at a time, and always the last image that was chosen.
     segment = gr.on([run.click, image.input], handlers.segment, inputs, viewer, api_name="segment",
                     js=BEGIN, trigger_mode="always_last", show_progress="hidden", **MODEL_QUEUE)  # fmt: skip
     segment.failure(None, None, None, js=FAILED)
+    # Nothing is uploaded, nor a network asked again, where it need not be.
+    gr.on([task.input, threshold.release, border.release], handlers.segment, inputs, viewer, js=BEGIN,
+          trigger_mode="always_last", show_progress="hidden", api_visibility="private", **MODEL_QUEUE,
+          ).failure(None, None, None, js=FAILED)  # fmt: skip
+
+    def offer(name: str) -> tuple[gr.Radio, gr.Slider, gr.Slider]:
+        can = models.tasks(name)
+        objects = can[0] != "semantic"
+        return gr.Radio(list(can), value=can[0], visible=len(can) > 1), gr.Slider(visible=objects), gr.Slider(
+            visible=objects)  # fmt: skip
+
+    model.change(offer, model, [task, threshold, border], queue=False, show_progress="hidden",
+                 api_visibility="private")  # fmt: skip
+    task.change(lambda one: [gr.Slider(visible=one != "semantic")] * 2, task, [threshold, border], queue=False,
+                show_progress="hidden", api_visibility="private")  # fmt: skip
     chosen = examples.click(lambda number: files[number], examples, image, api_visibility="private", queue=False,
                             show_progress="hidden")  # fmt: skip
     chosen.then(handlers.segment, inputs, viewer, js=BEGIN, show_progress="hidden", api_visibility="private",
@@ -196,6 +218,21 @@ def prompt_channel(handlers: Handlers, viewer: gr.HTML) -> None:
         js="() => window.hfsegViewer.editor.prompts.request()", trigger_mode="always_last", **MODEL_QUEUE,
     ).success(None, [mask, answer], None, js="(mask, facts) => window.hfsegViewer.editor.prompts.answer(mask, facts)"
               ).failure(None, None, None, js="() => window.hfsegViewer.editor.prompts.clear()")  # fmt: skip
+
+
+def promise(models: Models) -> str:
+    """Says what the page does.
+
+    Args:
+        models: What it serves.
+
+    Returns:
+        A sentence.
+    """
+    can = {task for name in models.names for task in models.tasks(name)}
+    if can == {"instance"}:
+        return "Every object gets a mask."
+    return "Every pixel gets a class." if can == {"semantic"} else "Every pixel gets a class, every object a mask."
 
 
 BEGIN = "(...values) => { window.hfsegViewer.begin(values[0]); return values; }"

@@ -30,7 +30,11 @@ def object_results(facts: Facts, metadata: dict[str, Any]) -> str | None:
         parts.append("| | small | medium | large |\n|---|---|---|---|\n| AP | " + " | ".join(
             number(found.get(f"mask_ap_{area}")) for area in ("small", "medium", "large")) + " |\n| AR | " + " | ".join(
             number(found.get(f"mask_ar_{area}")) for area in ("small", "medium", "large")) + " |")
-        parts.append("Small objects have less than 32 x 32 pixels, large ones more than 96 x 96.")
+        recalls = [f"{int(key[8:])} {number(value)}" for key, value in found.items()
+                   if key.startswith("mask_ar_") and key[8:].isdigit()]
+        parts.append("Small objects have less than 32 x 32 pixels, large ones more than 96 x 96."
+                     + (" AR is the mean recall over the thresholds; by how many detections of a class in an image "
+                        f"count: {'; '.join(recalls)}." if recalls else ""))
     else:
         parts.append("| | PQ | SQ | RQ |\n|---|---|---|---|\n" + "\n".join(
             f"| {kind} | " + " | ".join(number(facts.results.get(f"{name}_quality_{kind}")) for name in (
@@ -82,7 +86,8 @@ def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
         "instance": "Average precision as COCO has it: detections are ranked by their score. One is right if the IoU "
                     "of its mask with an object that no better one found is above a threshold. The score is the mean, "
                     "over the thresholds 0.50, 0.55 ... 0.95, of the area under the curve of precision over recall. "
-                    f"The {facts.protocol.get('max_detections', 100)} best detections of an image count. The boundary "
+                    f"The {facts.protocol.get('max_detections', 100)} best detections of a class in an image count. "
+                    "An object's area is the one that its annotation states, or else that of its mask. The boundary "
                     "score compares outlines as well, and is the stricter one for large objects.",
         "panoptic": "Panoptic quality: a predicted and a true segment of one class match if their IoU is above a half. "
                     "PQ is the sum of the IoUs of matches, divided by the matches and half of what is left unmatched "

@@ -26,11 +26,10 @@ def opening(facts: Facts) -> list[str]:
     Returns:
         Heading, sentence and table.
     """
-    split, count = facts.protocol.get("split", "unknown"), facts.results.get("num_images", 0)
-    shown = SCORES[facts.task]
+    split, shown = facts.protocol.get("split", "unknown"), SCORES[facts.task]
     header = "| " + " | ".join(shown.values()) + " |\n" + "|---" * len(shown) + "|\n"
     return ["## Results",
-            f"On {code(split)} of {data_of(facts)}, {counted(count, 'image')}, at their original size:",
+            f"On {code(split)} of {data_of(facts)}, {_images_of(facts)}, at their original size:",
             header + "| " + " | ".join(number(facts.results.get(key)) for key in shown) + " |"]
 
 
@@ -85,11 +84,16 @@ def limits_section(facts: Facts, points: list[str], values: Mapping[str, float |
         points.append(f"Not measured, since {absent_from}: {listing(absent, 20)}.")
     if skipped := facts.protocol.get("skipped_images"):
         points.append(f"{counted(skipped, 'image')} of the split could not be read and were left out of the scores.")
-    images = counted(facts.results.get("num_images", 0), "image")
-    points.append(f"The scores are those of {images} of {data_of(facts)}"
+    points.append(f"The scores are those of {_images_of(facts)} of {data_of(facts)}"
                   + (", by which the best weights were also chosen; expect less elsewhere."
                      if "best_step" in facts.training else "; expect others elsewhere."))
     return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+
+
+def _images_of(facts: Facts) -> str:
+    """Such as "20 images", or "the first 20 of 101 images"."""
+    count, whole = facts.results.get("num_images", 0), facts.protocol.get("images_in_split")
+    return f"the first {count} of {counted(whole, 'image')}" if whole else counted(count, "image")
 
 
 def recorded(facts: Facts) -> str:

@@ -29,6 +29,7 @@ class ForwardPass:
     tile: int | None
     tta: tuple[str | float, ...]
     resizes_windows: bool
+    watch: Any = None  # what computes the loss of the images that go through, too, in training's evaluations
 
     def __init__(
         self,
@@ -61,7 +62,7 @@ class ForwardPass:
         with self._mode.inference():
             pixel_values = self._pixel_values(images, resize=whole or self.resizes_windows)
             if self.tta:
-                logits = averaged_logits(self._network, pixel_values, self.tta, _patch_size(self.model.config))
+                logits = averaged_logits(self._network, pixel_values, self.tta, patch_size(self.model.config))
             else:
                 logits = self._network(pixel_values)
             self._refuse_nan(logits)
@@ -111,7 +112,8 @@ class ForwardPass:
         if self.channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
         asked = self.family.ask(self.model, self.task, len(padded)) if self.family and self.family.ask else {}
-        return self.model(pixel_values=padded, **asked), tuple(padded.shape[-2:]), content
+        outputs = self.watch.forward(padded, content, asked) if self.watch else self.model(pixel_values=padded, **asked)
+        return outputs, tuple(padded.shape[-2:]), content
 
     def _pad(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad right and bottom by zeros, the mean, to what the processor would pad to and networks can take."""
@@ -130,8 +132,15 @@ class ForwardPass:
         return F.pad(pixel_values, (0, target[1] - width, 0, target[0] - height)), (height, width)
 
 
-def _patch_size(config: Any) -> int:
-    """Pixels that images should be a multiple of, since a network of patches leaves out what is over."""
+def patch_size(config: Any) -> int:
+    """Tells what images should be a multiple of, since a network of patches leaves out what is over.
+
+    Args:
+        config: Of the network.
+
+    Returns:
+        Pixels.
+    """
     sizes = [getattr(part, "patch_size", None) for part in (config, getattr(config, "backbone_config", None))]
     return next((size for size in sizes if isinstance(size, int)), 1)
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from pycocotools import mask as coco
 from torch import Tensor
 
 from hfseg.errors import UserError
 from hfseg.models.candidates import Candidates
 from hfseg.ops import masks as kernels
+from hfseg.ops import rle
+
+_MOST = 100  # instances of an image, from a network of fewer queries
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class SegmentRules:
             covers, after better ones took theirs, or it goes.
         overlaps: Whether instances may overlap: each keeps its whole mask. Else a pixel belongs to the best alone, by
             the rules of a panoptic map.
-        max_segments: Instances of an image, at most: the best ones.
+        max_segments: Instances of an image, at most: the best ones. None: as many as the network has queries or
+            boxes, and 100 of fewer.
         compat: Do as transformers' post-processing does, through its fixed 384 x 384 where it has one.
     """
 
@@ -34,15 +37,15 @@ class SegmentRules:
     mask_threshold: float = 0.5
     overlap_mask_area_threshold: float = 0.8
     overlaps: bool = True
-    max_segments: int = 100
+    max_segments: int | None = None
     compat: bool = False
 
     def __post_init__(self):
         for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} is {getattr(self, name)}", "0 to 1")
-        if self.max_segments < 1:
-            raise UserError(f"max_segments is {self.max_segments}", "1 or more")
+        if self.max_segments is not None and self.max_segments < 1:
+            raise UserError(f"max_segments is {self.max_segments}", "1 or more, or None")
 
 
 @dataclass
@@ -72,6 +75,36 @@ class Found:
         for segment in self.segments:
             table[segment["id"]] = segment["label_id"]
         return table[self.segment_map]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """An object, or as much of it as a window shows.
+
+    Args:
+        mask: (h, w) bool.
+        top: Row of its upper left corner in the image.
+        left: Column of it.
+        label_id: Its class.
+        score: 0 to 1.
+    """
+
+    mask: np.ndarray
+    top: int
+    left: int
+    label_id: int
+    score: float
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Its first row, the one after the last, the first column, the one after the last."""
+        return self.top, self.top + self.mask.shape[0], self.left, self.left + self.mask.shape[1]
+
+    @property
+    def window(self) -> tuple[slice, slice]:
+        """Where it lies in the image."""
+        top, bottom, left, right = self.box
+        return slice(top, bottom), slice(left, right)
 
 
 class Geometry:
@@ -112,9 +145,90 @@ def find_instances(candidates: Candidates, number: int, geometry: Geometry, rule
     Returns:
         The segments, best first.
     """
+    if rules.overlaps:
+        return laid_out(find_pieces(candidates, number, geometry, rules, scored_by_mask), geometry.size)
+    masks, boxes, labels, scores = _best(candidates, number, rules, scored_by_mask)
+    level = kernels.logit(rules.mask_threshold)
+    logits, places, reached = _placed(masks, boxes, candidates.pasted, geometry, level)
+    return _map(logits, scores, labels, places, reached, geometry, rules, level, ())
+
+
+def find_pieces(candidates: Candidates, number: int, geometry: Geometry, rules: SegmentRules,
+                scored_by_mask: bool) -> list[Piece]:
+    """Picks the objects of one image, or of a window of it, before anything is made of them.
+
+    Args:
+        candidates: As for `find_instances`, like all others.
+        number: Which image.
+        geometry: Of the image.
+        rules: Which masks to take.
+        scored_by_mask: As there.
+
+    Returns:
+        The objects, best first; they may overlap.
+    """
+    masks, boxes, labels, scores = _best(candidates, number, rules, scored_by_mask)
+    level = kernels.logit(rules.mask_threshold)
+    logits, places, reached = _placed(masks, boxes, candidates.pasted, geometry, level)
+    pieces = []
+    for k, (top, bottom, left, right) in enumerate(reached.tolist()):
+        if bottom <= top or right <= left:
+            continue
+        down, below, across, beside = places[k]
+        here = np.array([[down, down * top + below, across, across * left + beside]])
+        size = bottom - top, right - left
+        [mask] = kernels.cover(logits[k : k + 1], here, np.array([[0, size[0], 0, size[1]]]), size, level)
+        if mask.any():
+            pieces.append(Piece(mask, top, left, labels[k], float(scores[k])))
+    return pieces
+
+
+def laid_out(pieces: Sequence[Piece], size: Sequence[int]) -> Found:
+    """Lays objects on an image.
+
+    Args:
+        pieces: Best first.
+        size: (H, W) of the image.
+
+    Returns:
+        The segments, with their codes; the map shows the best one of a pixel.
+    """
+    segment_map, segments = np.zeros(size, np.int32), []
+    for number, piece in enumerate(pieces, start=1):
+        code = rle.encode_part(piece.mask, (piece.top, piece.left), size)
+        segments.append({"id": number, "label_id": piece.label_id, "score": piece.score, "rle": code})
+        window = segment_map[piece.window]
+        window[piece.mask & (window == 0)] = number
+    return Found(segment_map, segments)
+
+
+def without_overlaps(pieces: Sequence[Piece], size: Sequence[int], least: float) -> list[Piece]:
+    """Leaves each pixel to the best object that covers it.
+
+    Args:
+        pieces: Best first.
+        size: (H, W) of the image.
+        least: The share of its pixels that an object must keep, or it goes.
+
+    Returns:
+        Those that are left.
+    """
+    free, kept = np.ones(size, bool), []
+    for piece in pieces:
+        window = free[piece.window]
+        won = piece.mask & window
+        window[won] = False
+        if won.sum() > least * piece.mask.sum():
+            kept.append(replace(piece, mask=won))
+    return kept
+
+
+def _best(candidates: Candidates, number: int, rules: SegmentRules, scored_by_mask: bool):
+    """Masks, boxes, class ids and scores of what is an object by the rules, best first."""
     probabilities = candidates.probabilities[number]
     flat = probabilities.flatten()
-    scores, order = flat.topk(min(len(flat), max(rules.max_segments, len(probabilities))))
+    most = rules.max_segments or max(_MOST, len(probabilities))
+    scores, order = flat.topk(min(len(flat), max(most, len(probabilities))))
     taken = scores >= max(rules.threshold, 1e-8)  # the mask's probability can only lower it
     scores, order = scores[taken], order[taken]
     queries, labels = order // probabilities.shape[1], order % probabilities.shape[1]
@@ -124,25 +238,9 @@ def find_instances(candidates: Candidates, number: int, geometry: Geometry, rule
         mean = (masks.sigmoid() * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1e-6)
         scores = scores * mean
     scores, best = scores.sort(descending=True, stable=True)
-    best = best[scores >= max(rules.threshold, 1e-8)][: rules.max_segments]
-    scores = scores[: len(best)]
+    best = best[scores >= max(rules.threshold, 1e-8)][:most]
     boxes = None if candidates.boxes is None else candidates.boxes[number][queries[best]]
-    level = kernels.logit(rules.mask_threshold)
-    logits, places, reached = _placed(masks[best], boxes, candidates.pasted, geometry, level)
-    labels, scores = labels[best].tolist(), scores.cpu().numpy()
-    if not rules.overlaps:
-        return _map(logits, scores, labels, places, reached, geometry, rules, level, ())
-    covered = kernels.cover(logits, places, reached, geometry.size, level)
-    codes = coco.encode(np.asfortranarray(covered.transpose(1, 2, 0).view(np.uint8))) if len(covered) else []
-    segment_map, segments = np.zeros(geometry.size, np.int32), []
-    for k, code in enumerate(codes):
-        if reached[k, 1] > reached[k, 0] and covered[k].any():
-            rle = {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}
-            segments.append({"id": len(segments) + 1, "label_id": labels[k], "score": float(scores[k]), "rle": rle})
-            top, bottom, left, right = reached[k]
-            window = segment_map[top:bottom, left:right]
-            window[covered[k, top:bottom, left:right] & (window == 0)] = len(segments)
-    return Found(segment_map, segments)
+    return masks[best], boxes, labels[best].tolist(), scores[: len(best)].cpu().numpy()
 
 
 def find_panoptic(candidates: Candidates, number: int, geometry: Geometry, rules: SegmentRules,
@@ -220,6 +318,9 @@ def _placed(masks: Tensor, boxes: Tensor | None, pasted: bool, geometry: Geometr
     else:
         places = np.tile(kernels.grid(geometry.padded, geometry.content, logits.shape[1:], geometry.size),
                          (len(logits), 1))
+        if inside is not None:  # a mask learns to end within a step around its box, and a box may be a pixel too small
+            down, across = (whole / count for whole, count in zip(geometry.padded, logits.shape[1:], strict=True))
+            inside = inside + geometry.boxes(np.array([-across, -down, across, down]))
     if not len(logits):
         return logits, places, np.zeros((0, 4), np.int64)
     return logits, places, kernels.reach(logits, places, geometry.size, level, inside)

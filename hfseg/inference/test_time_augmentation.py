@@ -32,7 +32,7 @@ def averaged_logits(
     total, resized, count = None, {}, 0
     for scale, axes in views(tta):
         if scale not in resized:  # the views of one scale follow each other
-            resized = {scale: _scaled(pixel_values, scale, step)}
+            resized = {scale: scaled(pixel_values, scale, step)}
         logits = network(resized[scale].flip(axes)).flip(axes).float()
         if total is not None and logits.shape != total.shape:
             logits = F.interpolate(logits, size=total.shape[-2:], mode="bilinear", align_corners=False)
@@ -42,7 +42,17 @@ def averaged_logits(
     return total - math.log(count)
 
 
-def _scaled(pixel_values: Tensor, scale: float, step: int) -> Tensor:
+def scaled(pixel_values: Tensor, scale: float, step: int) -> Tensor:
+    """Makes images larger or smaller.
+
+    Args:
+        pixel_values: (B, channels, H, W).
+        scale: 1 leaves them as they are.
+        step: The sides are rounded to a multiple of it, in pixels.
+
+    Returns:
+        (B, channels, h, w).
+    """
     if scale == 1:
         return pixel_values
     size = [max(1, round(side * scale / step)) * step for side in pixel_values.shape[-2:]]

@@ -62,6 +62,7 @@ class Family:
         ask: From (model, task, images) to what else `forward` takes when nothing is learnt.
         step: From the configuration, the pixels that sides have to be a multiple of.
         scored_by_mask: Whether the score of an object is also that of its mask: the mean probability inside it.
+        losses_apart: Whether it has losses in training mode alone, and then no predictions.
         keeps_aspect: Whether images are resized in proportion and padded to the one size that the network needs.
         settings: Fields of the configuration by their names in the recipe's `loss` section.
         processor: transformers' image processor for it, where the checkpoint brings none.
@@ -80,6 +81,7 @@ class Family:
     ask: Callable | None = None
     step: Callable = _no_step
     scored_by_mask: bool = False
+    losses_apart: bool = False
     keeps_aspect: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     processor: str = "SegformerImageProcessor"
@@ -161,8 +163,9 @@ FAMILIES: dict[str, Family] = {
                settings={"no_object_weight": "eos_coefficient"}, processor="DetrImageProcessor"),
         _detector("rf_detr", ("model.model.backbone",), "model.class_embed", "model.model.enc_out_class_embed",
                   read=read_rf_detr, step=_windows, processor="RfDetrImageProcessor"),
-        _detector("hfseg_mask_rcnn", ("backbone.body",), "roi_heads.box_predictor", "roi_heads.mask_predictor"),
-        _detector("hfseg_yolact", ("backbone",), "head.classes", step=_halved),
+        _detector("hfseg_mask_rcnn", ("backbone.body",), "roi_heads.box_predictor", "roi_heads.mask_predictor",
+                  losses_apart=True),
+        _detector("hfseg_yolact", ("backbone",), "head.classes", step=_halved, losses_apart=True),
     )
 }
 
@@ -191,3 +194,33 @@ def family_of(config) -> Family:
     except UserError as error:
         error.fix = error.fix or "choose a checkpoint of one of these families, such as nvidia/mit-b0"
         raise error from None
+
+
+def tasks_of(config) -> tuple[str, ...]:
+    """Returns what can be asked of a checkpoint, what it was trained for first.
+
+    A panoptic one knows objects and areas, so that the other tasks follow from it; one that was trained for objects
+    knows nothing between them, and one for areas does not tell objects apart. Where nothing is said, not even by the
+    name, it may be all that its network can do, and the last of that comes first.
+
+    Args:
+        config: Its configuration.
+
+    Returns:
+        Tasks.
+
+    Example:
+        >>> from transformers import Mask2FormerConfig
+        >>> tasks_of(Mask2FormerConfig(segmentation_task="instance")), tasks_of(Mask2FormerConfig())
+        (('instance',), ('panoptic', 'semantic', 'instance'))
+    """
+    family = FAMILIES.get(getattr(config, "model_type", None))
+    can = family.tasks if family else TASKS[:1]
+    name = str(getattr(config, "_name_or_path", "")).rpartition("/")[2].lower()
+    said = getattr(config, "segmentation_task", None) or next((task for task in can if task in name), None)
+    if said not in can:
+        said = None
+    if said in ("semantic", "instance") and not family.ask:
+        return (said,)
+    first = said or can[-1]
+    return (first, *(task for task in can if task != first))

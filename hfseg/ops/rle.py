@@ -33,6 +33,33 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     return {"size": list(mask.shape), "counts": _to_string(np.diff(edges))}
 
 
+def encode_part(mask: np.ndarray, corner: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
+    """Encode a mask that is known in a rectangle and empty elsewhere, at the cost of the rectangle.
+
+    Args:
+        mask: (h, w) bool.
+        corner: (top, left) of the rectangle in the whole.
+        size: (H, W) of the whole.
+
+    Returns:
+        What `encode` gives for the whole mask.
+
+    Example:
+        >>> encode_part(np.array([[True], [True]]), (0, 1), (2, 2))
+        {'size': [2, 2], 'counts': '22'}
+    """
+    (top, left), (height, width), (rows, columns) = corner, size, mask.shape
+    framed = np.zeros((columns, rows + 2), bool)
+    framed[:, 1:-1] = mask.T
+    column, row = np.nonzero(framed[:, 1:] != framed[:, :-1])
+    edges = (left + column) * height + top + row  # where a run starts, where it stops, and so on
+    goes_on = np.flatnonzero(edges[1:-1:2] == edges[2::2])  # in the next column
+    edges = np.delete(edges, [*(2 * goes_on + 1), *(2 * goes_on + 2)])
+    total = height * width
+    edges = np.concatenate([[0], edges, [] if len(edges) and edges[-1] == total else [total]]).astype(np.int64)
+    return {"size": [int(height), int(width)], "counts": _to_string(np.diff(edges))}
+
+
 def decode(rle: Mapping[str, Any]) -> np.ndarray:
     """Decode COCO run-length code, compressed (str or bytes) or not (list of counts).
 

@@ -130,6 +130,7 @@ class Editor {
       [right, bottom] = [Math.min(layer.width, right), Math.min(layer.height, bottom)];
       if (right <= left || bottom <= top) return;
       const patch = { left, top, right, bottom, ids: cut(ids), keys: keys && cut(keys) };
+      if (keys) this.forgetMasks(patch);
       function cut(array) {
         const out = new array.constructor((right - left) * (bottom - top));
         for (let y = top, to = 0; y < bottom; y++, to += right - left) {
@@ -142,6 +143,17 @@ class Editor {
       this.future = [];
       this.changed();
     };
+  }
+
+  // Objects that were corrected are what the map shows of them.
+  forgetMasks({ left, top, right, bottom, keys }) {
+    const { layer } = this;
+    for (let y = top, at = 0; y < bottom; y++) {
+      for (let x = left; x < right; x++, at++) {
+        const now = layer.keys[y * layer.width + x];
+        if (now !== keys[at]) for (const key of [now, keys[at]]) if (key) delete layer.segments[key].rle;
+      }
+    }
   }
 
   // Puts the last patch of one list back, and what it replaces on the other.
@@ -168,6 +180,7 @@ class Editor {
     this.layer.count();
     this.layer.measure();
     this.viewer.legend.build();
+    this.viewer.objects.build();
     this.viewer.showSegment();
     this.refresh();
     this.viewer.paint();

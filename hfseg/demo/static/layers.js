@@ -22,7 +22,7 @@ class Layer {
     const keyOf = new Map();
     for (const info of infos) {
       keyOf.set(info.id, this.segments.length);
-      this.segments.push({ ...info });
+      this.segments.push({ ...info, rgb: parseColour(info.colour) });
     }
     this.keys = new Uint16Array(stored.length);
     for (let i = 0; i < stored.length; i++) this.keys[i] = keyOf.get(stored[i]) || 0;
@@ -55,6 +55,7 @@ class Layer {
     }
     this.segments.forEach((segment, key) => {
       if (!segment) return;
+      if (segment.rle) return; // whole, beside the map
       const [area, left, top, right, bottom] = found[key];
       Object.assign(segment, { area, bbox: area ? [left, top, right - left, bottom - top] : [0, 0, 0, 0] });
     });
@@ -66,6 +67,10 @@ class Layer {
 
   segmentAt(index) {
     return this.hasSegments ? this.segments[this.keys[index]] : null;
+  }
+
+  colourOf(segment) {
+    return segment.rgb || this.classes.get(segment.label_id)?.rgb || [128, 128, 128];
   }
 
   nameOf(id) {

@@ -95,6 +95,7 @@ class Legend {
     const { hidden } = this.viewer.look;
     for (const name of this.names()) wanted(name) ? hidden.delete(name) : hidden.add(name);
     this.refresh();
+    this.viewer.objects.refresh();
     this.viewer.paint();
   }
 

@@ -14,27 +14,22 @@ function colourTables(layer, look) {
   const size = layer.hasSegments ? layer.segments.length : layer.none + 1;
   const fill = new Uint32Array(size);
   const edge = new Uint32Array(size);
-  const set = (key, id, shade) => {
+  const alone = look.segmentLayer === layer ? look.pointed || look.segment : 0;
+  const set = (key, id, rgb, bright) => {
     const one = layer.classes.get(id);
     if (!one || look.hidden.has(one.name)) return;
     let alpha = look.view === "mask" ? 1 : look.opacity;
-    const aside = (look.hovered && look.hovered !== one.name) || (look.segment && look.segment !== key);
+    const aside = (look.hovered && look.hovered !== one.name) || (alone && alone !== key);
     if (aside) alpha *= look.view === "mask" ? 0.25 : 0.15;
-    else if (look.hovered || look.segment) alpha = Math.max(alpha, 0.7);
-    const rgb = shade ? one.rgb.map((value) => Math.max(0, Math.min(255, Math.round(value * shade)))) : one.rgb;
+    else if (look.hovered || alone) alpha = Math.max(alpha, 0.7);
     fill[key] = pack(rgb, alpha);
-    edge[key] = pack(look.view === "mask" ? rgb.map((v) => Math.round(v * 0.6)) : one.rgb, aside ? alpha : (1 + alpha) / 2);
+    const line = look.view === "mask" ? rgb.map((v) => Math.round(v * 0.6)) : bright ? rgb.map((v) => Math.min(255, 110 + v * 0.6)) : rgb;
+    edge[key] = pack(line, aside ? 2 * alpha : bright && look.view !== "mask" ? 0.9 : (1 + alpha) / 2);
   };
   if (layer.hasSegments) {
-    const seen = new Map();
-    layer.segments.forEach((segment, key) => {
-      if (!segment) return;
-      const turn = seen.get(segment.label_id) || 0;
-      seen.set(segment.label_id, turn + 1);
-      set(key, segment.label_id, [1, 0.78, 1.18, 0.88, 1.08][turn % 5]);
-    });
+    layer.segments.forEach((segment, key) => segment && set(key, segment.label_id, layer.colourOf(segment), true));
   } else {
-    for (const id of layer.classes.keys()) set(id, id, 0);
+    for (const [id, one] of layer.classes) set(id, id, one.rgb, false);
   }
   return [fill, edge];
 }
@@ -77,7 +72,7 @@ class Painter {
     this.context.clip();
   }
 
-  // colour(index of the pixel, of the one to its right, of the one below) -> RGBA as `pack` gives it.
+  // colour(index of the pixel, of the one to its right, below, to its left, above) -> RGBA as `pack` gives it.
   pixels(layer, rectangle, transform, colour) {
     const { x, y, width, height } = rectangle;
     if (width < 1 || height < 1) return;
@@ -89,9 +84,13 @@ class Painter {
       if (rows[j] < 0) { to += width; continue; }
       const start = rows[j] * layer.width;
       const next = rows[j + 1] < 0 ? start : rows[j + 1] * layer.width;
+      const before = j === 0 || rows[j - 1] < 0 ? start : rows[j - 1] * layer.width;
       for (let i = 0; i < width; i++, to++) {
         const column = columns[i];
-        if (column >= 0) out[to] = colour(start + column, start + (columns[i + 1] < 0 ? column : columns[i + 1]), next + column);
+        if (column < 0) continue;
+        const right = columns[i + 1] < 0 ? column : columns[i + 1];
+        const left = i === 0 || columns[i - 1] < 0 ? column : columns[i - 1];
+        out[to] = colour(start + column, start + right, next + column, start + left, before + column);
       }
     }
     this.overlay.width = width;
@@ -104,9 +103,12 @@ class Painter {
     const [fill, edge] = colourTables(layer, look);
     const { keys } = layer;
     if (!look.outlines) return this.pixels(layer, rectangle, transform, (at) => fill[keys[at]] || 0);
-    this.pixels(layer, rectangle, transform, (at, right, below) => {
+    const line = (key, right, below) => (key !== keys[right] || key !== keys[below] ? edge[key] : fill[key]) || 0;
+    if (!layer.hasSegments) return this.pixels(layer, rectangle, transform, (at, right, below) => line(keys[at], right, below));
+    // Around objects a line within each, on all sides.
+    this.pixels(layer, rectangle, transform, (at, right, below, left, above) => {
       const key = keys[at];
-      return (key !== keys[right] || key !== keys[below] ? edge[key] : fill[key]) || 0;
+      return !key ? 0 : key !== keys[left] || key !== keys[above] ? edge[key] : line(key, right, below);
     });
   }
 

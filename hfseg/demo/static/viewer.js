@@ -7,10 +7,11 @@ class Viewer {
     this.root = root;
     this.layers = [];
     this.size = { width: 0, height: 0 };
-    this.look = { view: "overlay", opacity: 0.55, outlines: true, hidden: new Set(), hovered: null, segment: 0, peek: false };
+    this.look = { view: "overlay", opacity: 0.55, outlines: true, hidden: new Set(), hovered: null, segment: 0, pointed: 0, segmentLayer: null, peek: false };
     this.border = 0.5; // of the wipe, as a share of the image's width on the screen
     this.tool = null;
     this.legend = new Legend(root, this);
+    this.objects = new Objects(root, this);
     this.stage = new Stage(root, this);
     this.painter = new Painter(this.stage.canvas);
     this.handle = root.querySelector(".hv-handle");
@@ -135,17 +136,20 @@ class Viewer {
   offerConfidence() {
     const there = this.layers.every((layer) => layer.confidence);
     this.find("[data-view=confidence]").disabled = !there;
+    this.find("[data-view=confidence]").hidden = this.layers.some((layer) => layer.hasSegments);
     if (!there && this.look.view === "confidence" && this.message.complete) this.setView("overlay");
   }
 
   begun(message, bitmap, layers) {
     const kept = this.message && this.layers.some((layer) => layers[0].model === layer.model);
+    const samePhoto = this.message?.photo.path === message.photo.path && this.layers.length === layers.length;
     this.message = message;
     this.bitmap = bitmap;
     this.layers = layers;
     this.size = { width: message.width, height: message.height };
     if (!kept) this.look.hidden.clear(); // what was hidden stays so while the model is the same
-    Object.assign(this.look, { hovered: null, segment: 0, peek: false });
+    Object.assign(this.look, { hovered: null, segment: 0, pointed: 0, segmentLayer: null, peek: false });
+    this.chosenLayer = null;
     this.find("[data-view=difference]").hidden = layers.length < 2;
     this.find("[data-view=wipe]").textContent = layers.length > 1 ? "Wipe" : "Before / after";
     if (this.look.view === "difference" && layers.length < 2) this.setView("overlay");
@@ -153,8 +157,10 @@ class Viewer {
     this.root.dataset.state = "shown";
     this.stage.box.style.setProperty("--ratio", `${message.width * (this.sideBySide ? 2 : 1)} / ${message.height}`);
     this.showSegment();
+    this.find("[data-export=ids]").hidden = !layers[0].hasSegments;
     this.legend.build();
-    this.fit();
+    this.objects.build();
+    samePhoto ? this.paint() : this.fit(); // whoever moves a slider keeps the place
     this.editor.reset();
   }
 
@@ -233,6 +239,7 @@ class Viewer {
 
   toggle(name, shown) {
     shown ? this.look.hidden.delete(name) : this.look.hidden.add(name);
+    this.objects.refresh();
     this.paint();
   }
 
@@ -337,6 +344,7 @@ class Viewer {
     this.readout.dataset.shown = String(Boolean(inside));
     if (!inside) {
       this.readout.replaceChildren();
+      this.objects.mark(this.look.segment);
       return this.legend.mark(null);
     }
     const layer = this.layers[Math.min(at.pane, this.layers.length - 1)];
@@ -344,11 +352,13 @@ class Viewer {
     const parts = [];
     const add = (text, className) => parts.push(Object.assign(document.createElement("span"), { textContent: text, className }));
     const swatch = document.createElement("i");
-    swatch.style.background = one ? `rgb(${one.rgb})` : "transparent";
+    const segment = layer.segmentAt(at.index);
+    swatch.style.background = one ? `rgb(${segment ? layer.colourOf(segment) : one.rgb})` : "transparent";
     parts.push(swatch);
     add(one ? one.name : "no class", "hv-class");
-    const segment = layer.segmentAt(at.index);
     if (segment) add(`#${segment.id}`, "hv-number");
+    if (segment?.score != null) add(`score ${segment.score.toFixed(2)}`, "hv-sure");
+    if (layer === this.objects.layer) this.objects.mark(layer.keys[at.index] || this.look.segment);
     if (layer.confidence) add(`${(100 * layer.confidence[at.index] / 255).toFixed(0)} % sure`, "hv-sure");
     add(`${at.column}, ${at.row}`, "hv-at");
     this.readout.replaceChildren(...parts);
@@ -362,9 +372,19 @@ class Viewer {
   }
 
   choose(key, layer = this.layers[0]) {
-    this.look.segment = key === this.look.segment ? 0 : key;
-    this.chosenLayer = layer;
+    this.look.segment = key === this.look.segment && layer === this.chosenLayer ? 0 : key;
+    const other = layer !== this.objects.layer;
+    this.chosenLayer = this.look.segmentLayer = layer;
+    if (other) this.objects.build();
+    this.objects.mark(this.look.segment, true);
     this.showSegment();
+    this.paint();
+  }
+
+  hoverSegment(key, layer) {
+    if (this.look.pointed === key) return;
+    this.look.pointed = key;
+    this.look.segmentLayer = layer;
     this.paint();
   }
 
@@ -399,11 +419,16 @@ class Viewer {
     return encodeNumbers(layer.ids, layer.width, layer.height, deep ? "grey16" : "palette", palette);
   }
 
+  async idsFile(layer) {
+    const ids = Uint16Array.from(layer.keys, (key) => (key ? layer.segments[key].id : 0));
+    return encodeNumbers(ids, layer.width, layer.height, "grey16");
+  }
+
   async export(kind) {
     if (!this.layers.length) return;
-    if (kind === "map") {
-      const url = URL.createObjectURL(await this.mapFile(this.layers[0]));
-      this.save(url, `${this.message.name}_semantic_map.png`);
+    if (kind === "map" || kind === "ids") {
+      const url = URL.createObjectURL(await (kind === "map" ? this.mapFile(this.layers[0]) : this.idsFile(this.layers[0])));
+      this.save(url, `${this.message.name}_${kind === "map" ? "semantic" : "segment"}_map.png`);
       setTimeout(() => URL.revokeObjectURL(url), 60000);
       return;
     }
@@ -427,7 +452,7 @@ class Viewer {
     }
     const classes = [...layer.classes.values()].map(({ id, name, colour }) => ({ id, name, colour }));
     const hidden = classes.filter((one) => this.look.hidden.has(one.name)).map((one) => one.id);
-    const infos = layer.segments.filter((one) => one?.area).map(({ id, label_id, score }) => ({ id, label_id, score }));
+    const infos = layer.segments.filter((one) => one?.area).map(({ id, label_id, score, rle }) => ({ id, label_id, score, rle }));
     const request = { classes, hidden, opacity: this.look.opacity, name: this.message.name, segments: infos };
     const photo = ["cutout", "overlay"].includes(this.exporting) ? this.message.photo : null;
     return [map, this.exporting, photo, request, segments];
