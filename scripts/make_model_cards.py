@@ -19,11 +19,12 @@ from PIL import Image
 import hfseg
 from hfseg.evaluation import Evaluator
 from hfseg.hub.card import write_card
-from hfseg.hub.card_facts import BARS, CURVE
+from hfseg.hub.card_facts import CURVE, PER_CLASS
 from hfseg.hub.card_speed import measure_speed
 from hfseg.models.configs import SHIPPED
 from hfseg.run_directory import CARD, RESULTS, SAMPLES, WEIGHTS, RunDirectory
 
+BARS = PER_CLASS["semantic"][2]
 CARDS = Path(__file__).resolve().parent.parent / "model_cards"
 PANELS = 2  # pictures are larger than all else
 

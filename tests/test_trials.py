@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import math
 import sys
 from pathlib import Path
@@ -19,6 +21,17 @@ def scripts(monkeypatch):
     yield
     for name in ("trials", "transfer_trial", "compare_models"):
         sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("file", [*SCRIPTS.rglob("*.py"), *SCRIPTS.with_name("spaces").rglob("*.py")],
+                         ids=lambda file: file.name)
+def test_what_scripts_take_from_hfseg_exists(file):
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hfseg"):
+            module = importlib.import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                if not hasattr(module, name):
+                    importlib.import_module(f"{node.module}.{name}")
 
 
 def test_where_a_curve_reaches_a_score():
