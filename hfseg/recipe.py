@@ -266,6 +266,9 @@ class EvalConfig:
     weights, for whoever uses them. Networks that predict masks need the size of their training crops."""
     tta: Union[list[Union[float, str]], str] = field(default_factory=list)
     """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `horizontal_flip,0.75`."""
+    nms_threshold: Optional[float] = None
+    """Of two instances of one class whose masks have a larger IoU, the better one alone stays; kept with the weights,
+    too. Empty: all stay."""
     max_detections: int = 100
     """Objects of a class in an image that count for average precision, the best ones; 100 is COCO's. More where images
     hold more."""

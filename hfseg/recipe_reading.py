@@ -229,6 +229,12 @@ def check(recipe: Recipe) -> None:
             raise UserError(f"{name} is {value}", "0 or more")
     check_tile(recipe.eval.tile, name="eval.tile")
     read_tta(recipe.eval.tta, name="eval.tta")
+    if (most := recipe.eval.nms_threshold) is not None:
+        if not 0 <= most <= 1:
+            raise UserError(f"eval.nms_threshold is {most}", "0 to 1")
+        if recipe.task != "instance":
+            raise UserError(f"eval.nms_threshold is {most}, and the task is {recipe.task}", "the instance task",
+                            "leave it out")
     if not 0 <= recipe.seed < 2**32:
         raise UserError(f"seed is {recipe.seed}", "0 to 4294967295")
     for name, value in {"train.momentum": (train.momentum,), "train.betas": train.betas}.items():

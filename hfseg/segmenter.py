@@ -86,8 +86,9 @@ class Segmenter(ObjectPass):
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
         self.things = tuple(self.id2label if things is None else sorted(set(things)))
-        if tile is None and not rules.get("compat"):
-            tile = getattr(model.config, "segmentation_tile", None)
+        if not rules.get("compat"):
+            tile = getattr(model.config, "segmentation_tile", None) if tile is None else tile
+            rules.setdefault("nms_threshold", getattr(model.config, "segmentation_nms_threshold", None))
         self._settle(tile, tile_overlap, tta, task, SegmentRules(**rules))
 
     @classmethod

@@ -16,7 +16,7 @@ from transformers import SegformerImageProcessor
 
 from hfseg.errors import UserError
 from hfseg.inference.merging import Window, lay_windows, merge_views, merge_windows
-from hfseg.inference.segments import Piece
+from hfseg.inference.segments import Piece, without_duplicates
 from hfseg.ops import rle
 from hfseg.segmenter import Segmenter
 
@@ -150,6 +150,40 @@ def test_windows_cover_the_image_and_overlap(height, width, tile, overlap):
     assert seen.min() >= 1
     lefts = sorted({window.left for window in windows})
     assert all(after - before <= tile - round(overlap * tile) for before, after in pairwise(lefts))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10**6), st.sampled_from((0.0, 0.3, 0.5, 0.9, 1.0)))
+def test_of_two_masks_that_are_about_the_same_the_better_one_stays(seed, most):
+    random, canvas, pieces = np.random.default_rng(seed), np.zeros((30, 30), bool), []
+    for _ in range(random.integers(0, 12)):
+        top, left, height, width = *random.integers(0, 15, 2), *random.integers(1, 15, 2)
+        pieces.append(Piece(random.random((height, width)) < 0.8, int(top), int(left), int(random.integers(2)), 0.5))
+    whole = [canvas.copy() for _ in pieces]
+    for mask, one in zip(whole, pieces, strict=True):
+        mask[one.window] = one.mask
+    kept: list[int] = []
+    for k, one in enumerate(pieces):
+        same = [j for j in kept if pieces[j].label_id == one.label_id]
+        if not any((whole[k] & whole[j]).sum() > most * (whole[k] | whole[j]).sum() for j in same):
+            kept.append(k)
+    found = without_duplicates(pieces, most)
+    assert [next(k for k, one in enumerate(pieces) if one is chosen) for chosen in found] == kept
+
+
+def test_a_model_brings_the_suppression_that_it_was_scored_with():
+    model = Seeing()
+    model.config.segmentation_nms_threshold = 0.7
+    processor = SegformerImageProcessor(do_resize=False, do_rescale=False, do_normalize=False)
+    assert Segmenter(model, processor).rules.nms_threshold == 0.7
+    assert Segmenter(model, processor, nms_threshold=1.0).rules.nms_threshold == 1.0
+    assert Segmenter(model, processor, compat=True).rules.nms_threshold is None
+    assert Segmenter(model, processor).using(threshold=0.1).rules.nms_threshold == 0.7
+    image = scene(3, 90, 120, 3)
+    [plain], [strict] = segmenter().segments([image]), segmenter(nms_threshold=0.5, overlaps=False).segments([image])
+    assert objects(plain) == objects(strict)  # none is there twice, and none hides another
+    with pytest.raises(UserError, match="nms_threshold is 7"):
+        segmenter(nms_threshold=7)
 
 
 def test_what_cannot_be_is_refused():

@@ -118,7 +118,8 @@ def add_inference_flags(parser: Parser) -> None:
                         help="for models that do several; default: what it was trained for")
 
 
-OBJECT_FLAGS = ("threshold", "mask_threshold", "overlap_mask_area_threshold", "overlaps", "max_segments")
+OBJECT_FLAGS = ("threshold", "mask_threshold", "overlap_mask_area_threshold", "overlaps", "max_segments",
+                "nms_threshold")  # fmt: skip
 
 
 def add_object_flags(parser: Parser) -> None:
@@ -135,6 +136,9 @@ def add_object_flags(parser: Parser) -> None:
     group.add_argument("--no_overlaps", dest="overlaps", action="store_const", const=False, help=(
         "a pixel belongs to one instance alone, the best"))
     group.add_argument("--max_segments", type=positive, metavar="N", help="instances of an image, at most: the best")
+    group.add_argument("--nms_threshold", type=float, metavar="IOU", help=(
+        "of two instances of a class whose masks have a larger IoU, the better one stays; 1: all stay; default: as the "
+        "model was scored in its training"))
 
 
 def add_push_flags(parser: Parser) -> None:

@@ -68,6 +68,6 @@ def protocol(split: Split, segmenter: Segmenter, skipped: int, max_detections: i
         return written
     written |= _SEGMENTS[task] | {"task": task}
     if task == "instance":
-        return {**written, "max_detections": max_detections}
+        return {**written, "max_detections": max_detections, "nms_threshold": rules.nms_threshold}
     return {**written, "threshold": rules.threshold,
             "overlap_mask_area_threshold": rules.overlap_mask_area_threshold}

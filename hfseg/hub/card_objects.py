@@ -82,12 +82,14 @@ def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
     """
     if facts.results is None:
         return None
+    most = facts.protocol.get("nms_threshold")
     words = {
         "instance": "Average precision as COCO has it: detections are ranked by their score. One is right if the IoU "
                     "of its mask with an object that no better one found is above a threshold. The score is the mean, "
                     "over the thresholds 0.50, 0.55 ... 0.95, of the area under the curve of precision over recall. "
                     f"The {facts.protocol.get('max_detections', 100)} best detections of a class in an image count. "
-                    "An object's area is the one that its annotation states, or else that of its mask. The boundary "
+                    + (f"Of two whose masks have an IoU above {most:g}, the better one alone is kept. " if most else "")
+                    + "An object's area is the one that its annotation states, or else that of its mask. The boundary "
                     "score compares outlines as well, and is the stricter one for large objects.",
         "panoptic": "Panoptic quality: a predicted and a true segment of one class match if their IoU is above a half. "
                     "PQ is the sum of the IoUs of matches, divided by the matches and half of what is left unmatched "

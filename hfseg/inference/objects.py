@@ -21,7 +21,6 @@ from hfseg.inference.segments import (
     find_panoptic,
     find_pieces,
     laid_out,
-    without_overlaps,
 )
 from hfseg.inference.test_time_augmentation import scaled
 from hfseg.inference_settings import views
@@ -139,9 +138,7 @@ class ObjectPass(ForwardPass):
 
     def _laid_out(self, pieces: Sequence[Piece], size: Sequence[int]) -> Found:
         good = [piece for piece in pieces if piece.score >= self.rules.threshold][: self.rules.max_segments]
-        if not self.rules.overlaps:
-            good = without_overlaps(good, size[:2], self.rules.overlap_mask_area_threshold)
-        return laid_out(good, size[:2])
+        return laid_out(good, size[:2], self.rules)
 
 
 def _turned(piece: Piece, axes: Sequence[int], size: Sequence[int]) -> Piece:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -30,6 +31,9 @@ class SegmentRules:
             the rules of a panoptic map.
         max_segments: Instances of an image, at most: the best ones. None: as many as the network has queries or
             boxes, and 100 of fewer.
+        nms_threshold: Of two instances of one class whose masks have a larger IoU, the better one alone stays
+            (non-maximum suppression). None or 1: all stay, since networks with queries should not find one twice;
+            after short trainings they do.
         compat: Do as transformers' post-processing does, through its fixed 384 x 384 where it has one.
     """
 
@@ -38,12 +42,16 @@ class SegmentRules:
     overlap_mask_area_threshold: float = 0.8
     overlaps: bool = True
     max_segments: int | None = None
+    nms_threshold: float | None = None
     compat: bool = False
 
     def __post_init__(self):
-        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} is {getattr(self, name)}", "0 to 1")
+        for name in ("threshold", "mask_threshold", "overlap_mask_area_threshold", "nms_threshold"):
+            value = getattr(self, name)
+            if value is None and name == "nms_threshold":
+                continue
+            if not isinstance(value, numbers.Real) or not 0 <= value <= 1:
+                raise UserError(f"{name} is {value}", "0 to 1")
         if self.max_segments is not None and self.max_segments < 1:
             raise UserError(f"max_segments is {self.max_segments}", "1 or more, or None")
 
@@ -145,8 +153,8 @@ def find_instances(candidates: Candidates, number: int, geometry: Geometry, rule
     Returns:
         The segments, best first.
     """
-    if rules.overlaps:
-        return laid_out(find_pieces(candidates, number, geometry, rules, scored_by_mask), geometry.size)
+    if rules.overlaps or rules.nms_threshold is not None:
+        return laid_out(find_pieces(candidates, number, geometry, rules, scored_by_mask), geometry.size, rules)
     masks, boxes, labels, scores = _best(candidates, number, rules, scored_by_mask)
     level = kernels.logit(rules.mask_threshold)
     logits, places, reached = _placed(masks, boxes, candidates.pasted, geometry, level)
@@ -183,16 +191,21 @@ def find_pieces(candidates: Candidates, number: int, geometry: Geometry, rules: 
     return pieces
 
 
-def laid_out(pieces: Sequence[Piece], size: Sequence[int]) -> Found:
+def laid_out(pieces: Sequence[Piece], size: Sequence[int], rules: SegmentRules) -> Found:
     """Lays objects on an image.
 
     Args:
         pieces: Best first.
         size: (H, W) of the image.
+        rules: Whether they may overlap, and which are the same.
 
     Returns:
         The segments, with their codes; the map shows the best one of a pixel.
     """
+    if rules.nms_threshold is not None:
+        pieces = without_duplicates(pieces, rules.nms_threshold)
+    if not rules.overlaps:
+        pieces = without_overlaps(pieces, size, rules.overlap_mask_area_threshold)
     segment_map, segments = np.zeros(size, np.int32), []
     for number, piece in enumerate(pieces, start=1):
         code = rle.encode_part(piece.mask, (piece.top, piece.left), size)
@@ -200,6 +213,35 @@ def laid_out(pieces: Sequence[Piece], size: Sequence[int]) -> Found:
         window = segment_map[piece.window]
         window[piece.mask & (window == 0)] = number
     return Found(segment_map, segments)
+
+
+def without_duplicates(pieces: Sequence[Piece], most: float) -> list[Piece]:
+    """Leaves of objects of one class that are about the same the best one (non-maximum suppression by masks).
+
+    Args:
+        pieces: Best first.
+        most: The IoU that two masks may have.
+
+    Returns:
+        Those that are left.
+    """
+    boxes = np.array([piece.box for piece in pieces], np.int64).reshape(-1, 4)
+    labels, areas = np.array([piece.label_id for piece in pieces]), [np.count_nonzero(one.mask) for one in pieces]
+    kept: list[int] = []
+    for k, piece in enumerate(pieces):
+        others = np.array(kept, np.int64)
+        first, last = np.maximum(boxes[others], boxes[k]), np.minimum(boxes[others], boxes[k])
+        meet = (first[:, 0] < last[:, 1]) & (first[:, 2] < last[:, 3]) & (labels[others] == labels[k])
+        for other, top, bottom, left, right in zip(others[meet], first[meet, 0], last[meet, 1], first[meet, 2],
+                                                   last[meet, 3], strict=True):
+            a, b = (one.mask[top - one.top : bottom - one.top, left - one.left : right - one.left]
+                    for one in (piece, pieces[other]))
+            both = np.count_nonzero(a & b)
+            if both > most * (areas[k] + areas[other] - both):
+                break
+        else:
+            kept.append(k)
+    return [pieces[k] for k in kept]
 
 
 def without_overlaps(pieces: Sequence[Piece], size: Sequence[int], least: float) -> list[Piece]:

@@ -54,7 +54,8 @@ class BestWeights:
         Returns:
             Plain values.
         """
-        return [self.run.recipe.eval.metric, *self.evaluator.measures()]
+        said = self.run.recipe.eval
+        return [said.metric, *self.evaluator.measures(), *([said.nms_threshold] if said.nms_threshold else [])]
 
     def consider(self, progress: Progress) -> None:
         """Scores the weights (their average, with EMA) and keeps them if they are the best; every process calls it.

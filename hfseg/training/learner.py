@@ -124,6 +124,7 @@ def _load(run: Run, data: SegmentationData) -> tuple[nn.Module, Any]:
         loss={"no_object_weight": recipe.loss.no_object_weight, "num_points": recipe.loss.num_points},
     )  # fmt: skip
     model.config.segmentation_tile = recipe.eval.tile  # whoever uses the weights gets what was scored
+    model.config.segmentation_nms_threshold = recipe.eval.nms_threshold
     run.say(str(model.load_report))
     if recipe.model.fuse and (report := fuse(model).fuse_report):
         run.say(str(report))
