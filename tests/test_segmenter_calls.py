@@ -180,13 +180,13 @@ def test_images_are_read_while_the_network_computes(segmenter, monkeypatch):
 @pytest.mark.parametrize("settings", [{}, {"tile": 32, "tta": "horizontal_flip"}])
 def test_a_profile_adds_up(segmenter, tmp_path, settings):
     Image.fromarray(a_picture(60, 90)).save(tmp_path / "a.png")
-    profile = segmenter.using(**settings).profile(tmp_path / "a.png", rounds=3)
+    profile = segmenter.using(**settings).profile(tmp_path / "a.png", rounds=1)
     times = dict(profile.milliseconds)
     total = times.pop("total")
     assert list(times) == ["read and decode", "preprocess", "forward", "upsample and argmax", "other"]
     assert all(value > 0 for name, value in times.items() if name != "other")
-    assert sum(times.values()) == pytest.approx(total, rel=0.5)  # medians of each
-    assert (profile.rounds, profile.device, profile.size) == (3, "cpu", (60, 90))
+    assert sum(times.values()) == pytest.approx(total)
+    assert (profile.rounds, profile.device, profile.size) == (1, "cpu", (60, 90))
     assert profile.peak_extra_bytes is None or profile.peak_extra_bytes >= 0
     assert "forward" in str(profile) and str(profile).count("\n") >= 6
     assert "_read" not in vars(segmenter)  # the segmenter itself is not timed
