@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -213,6 +214,8 @@ class ModelLoss:
         criterion = getattr(model, "criterion", None)
         if isinstance(criterion, nn.Module):
             criterion.forward = _InFloat32(criterion.forward)
+        elif model.loss_type is not None:  # DETR and its kin match in what transformers calls their loss function
+            model.loss_function = _InFloat32(model.loss_function)
 
     def __call__(self, network: nn.Module, pixel_values: Tensor, batch: dict) -> Tensor:
         """Computes it.
@@ -231,8 +234,23 @@ class ModelLoss:
         beyond = (0, -size[1] % step, 0, -size[0] % step)
         if any(beyond):
             pixel_values, masks = F.pad(pixel_values, beyond), [F.pad(one, beyond) for one in masks]
+        return self.given(network, pixel_values, masks, classes).loss.squeeze()
+
+    def given(self, network: nn.Module, pixel_values: Tensor, masks: Sequence[Tensor],
+              classes: Sequence[Tensor]) -> Any:
+        """Runs the network with targets.
+
+        Args:
+            network: The network, perhaps as wrapped for training.
+            pixel_values: (B, C, H, W), padded to what it can take.
+            masks: Of each image (N, H, W), bool.
+            classes: Of each image (N,).
+
+        Returns:
+            What it returns, with its `loss`.
+        """
         targets = Targets(masks, classes, self.task, self.schema.names)
-        return network(pixel_values=pixel_values, **self.family.feed(self.model, targets)).loss.squeeze()
+        return network(pixel_values=pixel_values, **self.family.feed(self.model, targets))
 
 
 class _InFloat32:

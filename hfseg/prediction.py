@@ -37,7 +37,7 @@ def predict_files(
         files: The images.
         output: Folder to write to; made when needed.
         revision: Of a model on the hub.
-        tile: As for `Segmenter`; 0 or None for whole images.
+        tile: As for `Segmenter`.
         tta: As for `Segmenter`.
         batch_size: Images that are read before the network starts on them; large ones, in tiles, come one by one.
         **rules: `task`, `threshold` and the like, as for `Segmenter`.
@@ -46,9 +46,10 @@ def predict_files(
         How many images were written; what is wrong with each of the others is printed.
 
     Raises:
-        UserError: When the model cannot be read, rules for objects are given and it has none, or a result would replace a file that is no result.
+        UserError: When the model cannot be read, rules for objects are given and it has none, or a result would
+            replace a file that is no result.
     """
-    segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile or None, tta=tta, **rules)
+    segmenter = Segmenter.from_pretrained(model, revision=revision, tile=tile, tta=tta, **rules)
     told_apart = sorted(set(rules) - {"task"})
     if segmenter.task == "semantic" and told_apart:
         other = next((f", or --task {task}" for task in segmenter.tasks if task != "semantic"), "")
@@ -56,7 +57,7 @@ def predict_files(
                         "the tasks instance and panoptic", f"leave it out{other}")
     stems, waiting, written = unique_stems(files), deque[Future](), 0
     protect(output, stems, files)
-    results = segmenter.stream(files, 1 if tile else batch_size, on_bad_sample="yield")
+    results = segmenter.stream(files, 1 if segmenter.tile else batch_size, on_bad_sample="yield")
     with ThreadPoolExecutor(SAVERS, "hfseg-save") as savers, closing(results):  # leaving waits for what is begun
         bar = tqdm(zip(files, stems, results), total=len(files), desc="predicting", unit="img", leave=False)
         for file, stem, result in bar:

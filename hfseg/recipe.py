@@ -20,8 +20,8 @@ class ModelConfig:
     """Hub id, folder, `hfseg/shapes-segformer` (shipped with the package), one of hfseg's own networks such as
     `hfseg/unet`, or a transformers model type such as `segformer`, which starts from random weights."""
     backbone: Optional[str] = None
-    """Backbone of one of hfseg's own networks, such as `resnet18`, or any model of timm; of `upernet`: a checkpoint of
-    transformers, such as `facebook/dinov2-small`."""
+    """Backbone of one of hfseg's own networks, such as `resnet18`, or any model of timm; of `upernet`, `mask2former`,
+    `maskformer` and `detr`, too, or a checkpoint of transformers, such as `facebook/dinov2-small`."""
     backbone_weights: Optional[str] = None
     """File with weights of the backbone (safetensors, or a state dict of torch), in place of those of its hub."""
     revision: Optional[str] = None
@@ -262,7 +262,8 @@ class EvalConfig:
     batch_size: int = 8
     """Images of one size per forward pass."""
     tile: Optional[int] = None
-    """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed."""
+    """Side, in pixels, a multiple of 32, of the overlapping windows in which larger images are computed; kept with the
+    weights, for whoever uses them. Networks that predict masks need the size of their training crops."""
     tta: Union[list[Union[float, str]], str] = field(default_factory=list)
     """Test-time augmentation: horizontal_flip, vertical_flip and scales, such as `horizontal_flip,0.75`."""
     max_detections: int = 100

@@ -41,7 +41,8 @@ class Segmenter(ObjectPass):
         device: Where to compute.
         dtype: Float type to compute in, such as `torch.bfloat16`.
         tile: Side in pixels, a multiple of 32, of the overlapping windows in which images that are larger are
-            computed and blended, in constant memory. Windows are not resized, unless the network takes one size only.
+            computed and blended, in constant memory; 0 for whole images, None for what the model was scored with in
+            its training (`config.segmentation_tile`). Windows are not resized, unless the network takes one size only.
             Objects whose masks agree where windows overlap become one.
         tile_overlap: Share of a window's side that neighbours have in common, at least.
         tta: Test-time augmentation: flips (`horizontal_flip`, `vertical_flip`) and scales (such as 0.75), of which all
@@ -85,6 +86,8 @@ class Segmenter(ObjectPass):
         self.palette = tuple(palette or make_palette(len(self.id2label)))
         self.channels = getattr(model.config, "num_channels", None) or 3
         self.things = tuple(self.id2label if things is None else sorted(set(things)))
+        if tile is None and not rules.get("compat"):
+            tile = getattr(model.config, "segmentation_tile", None)
         self._settle(tile, tile_overlap, tta, task, SegmentRules(**rules))
 
     @classmethod

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -60,6 +62,23 @@ def hfseg(*arguments: str, status: int = 0, **more) -> str:
     output, _ = process.communicate(timeout=280)
     assert process.returncode == status, output
     return output
+
+
+def here(*arguments: str) -> str:
+    """Runs `hfseg` in this process, on one thread as in others, and returns what it printed."""
+    import torch
+
+    from hfseg.cli import main
+
+    threads, printed = torch.get_num_threads(), io.StringIO()
+    torch.set_num_threads(1)
+    try:
+        with redirect_stdout(printed):
+            status = main([str(argument) for argument in arguments])
+    finally:
+        torch.set_num_threads(threads)
+    assert status == 0, printed.getvalue()
+    return printed.getvalue()
 
 
 def fingerprint(run: Path, last: Path | None = None) -> dict[str, str]:

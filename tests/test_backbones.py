@@ -6,7 +6,6 @@ import json
 
 import pytest
 import torch
-from mask_networks import CONFIGS
 from transformers import (
     BitImageProcessor,
     ConvNextConfig,
@@ -21,6 +20,7 @@ from hfseg.errors import UserError
 from hfseg.models import family_of, load_for_inference, load_model
 from hfseg.models.backbones import HOSTS
 from hfseg.models.dry_run import dry_run
+from mask_networks import CONFIGS
 
 LABELS = ["road", "car", "tree"]
 SMALL = {"hidden_size": 16, "auxiliary_channels": 8}

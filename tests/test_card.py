@@ -1,4 +1,4 @@
-"""The card: true numbers, valid metadata, harmless names, usage that runs, and a person's words kept."""
+"""The card: true numbers, valid metadata, harmless names, usage that runs."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
-from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import unquote
 
 import numpy as np
@@ -25,75 +22,18 @@ from markdown_it import MarkdownIt
 from PIL import Image
 
 import hfseg
-from hfseg.curves import class_labels, draw_class_bars
+from card_runs import CARDS, SPEED, facts_of, write
 from hfseg.errors import UserError
-from hfseg.hub import card_base, card_speed
 from hfseg.hub.card import card_files, card_text, without_paths, write_card
-from hfseg.hub.card_base import base_facts
 from hfseg.hub.card_facts import Facts, read_facts
-from hfseg.hub.card_merge import Merge, split
+from hfseg.hub.card_merge import split
 from hfseg.hub.card_results import confused, pixels
-from hfseg.hub.card_speed import measure_speed
 from hfseg.hub.card_text import public
 from hfseg.hub.local.card_reading import check_card
-from hfseg.labels import make_palette
-from hfseg.metrics.scores import scores_from_matrix, to_json_ready
 from hfseg.recipe import Recipe
-from runs import environment, small_recipe
+from runs import environment
 
-CARDS = Path(__file__).resolve().parent.parent / "model_cards"
-SPEED = {"milliseconds": 12.34, "image_size": [96, 128], "calls": 15, "images": 3, "device": "cpu, A Processor",
-         "threads": 2, "dtype": "float32", "fused": True}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A run directory of a few steps, with what the loop notes, pictures to try, and no card yet."""
-    run = tmp_path_factory.mktemp("runs") / "my_run"
-    hfseg.train(small_recipe(run), verbose=False)
-    results = json.loads((run / "eval_results.json").read_text())
-    names = list(results["per_category_iou"])
-    matrix = np.random.default_rng(0).integers(0, 50, (len(names), len(names))) + 400 * np.eye(len(names), dtype=int)
-    results["per_category_confusion"] = confusion(matrix, names)
-    results["training"] |= {"speed": SPEED, "training_images": 8, "training_split": "train"}
-    (run / "eval_results.json").write_text(json.dumps(results))
-    (run / "samples" / "inputs").mkdir(exist_ok=True)
-    Image.new("RGB", (64, 48)).save(run / "samples" / "inputs" / "00.png")
-    (run / "README.md").unlink()
-    return run
-
-
-@pytest.fixture
-def run(finished, tmp_path):
-    """A copy of it."""
-    return shutil.copytree(finished, tmp_path / "my_run", ignore=shutil.ignore_patterns("checkpoints"))
-
-
-def write(run, say=None) -> str:
-    """The card without its charts, which take most of the time."""
-    text, kept = card_text(read_facts(run))
-    (run / "README.md").write_text(text)
-    if say:
-        say(kept)
-    return text
-
-
-def confusion(matrix, names) -> dict:
-    return {name: {other: int(count) for other, count in zip(names, row) if count} for name, row in zip(names, matrix)}
-
-
-def facts_of(names, matrix=None, **more) -> Facts:
-    """Facts of a run that was never trained."""
-    matrix = np.eye(len(names), dtype=int) * 7 + 1 if matrix is None else np.asarray(matrix)
-    results = to_json_ready(scores_from_matrix(matrix, names)) | {
-        "num_images": 3, "protocol": {"split": "validation", "data": "my data", "versions": {"hfseg": "1"}},
-        "per_category_confusion": confusion(matrix, names), "training": {"best_step": 2, "steps": 3},
-    }  # fmt: skip
-    given = {
-        "path": Path("net"), "name": "net", "repo_id": None, "config": {"model_type": "segformer"},
-        "names": tuple(names), "palette": make_palette(len(names)), "results": results, "recipe": Recipe(),
-    }  # fmt: skip
-    return Facts(**{**given, **more})
+from card_runs import finished_fixture, run_fixture  # isort: skip  # noqa: F401
 
 
 # -- metadata ----------------------------------------------------------------------------------------------------
@@ -389,107 +329,6 @@ def test_harmless_names_stay_readable():
     assert yaml.safe_load(text.split("\n---\n")[0][4:])["model-index"][0]["name"] == "my_run-2"
 
 
-# -- a person's edits --------------------------------------------------------------------------------------------
-
-
-def test_a_persons_words_stay_and_ours_follow_the_results(run):
-    path, said = run / "README.md", []
-    write(run)
-    card = path.read_text()
-    card = card.replace("## Results", "## Ethics\n\nAsk *first*.\n\n```md\n## Not a heading\n```\n\n## Results", 1)
-    card = card.replace("## Intended use", "## Intended use\n\nOnly for my own garden.", 1)
-    card = card.replace("\n# my", "\nA word before.\n\n# my", 1) + "\nThanks\n======\n\nto all\n"
-    path.write_text(card)
-    results = json.loads((run / "eval_results.json").read_text())
-    results["mean_iou"] = 0.12345
-    (run / "eval_results.json").write_text(json.dumps(results))
-
-    again = write(run, said.extend)
-    assert "## Ethics\n\nAsk *first*.\n\n```md\n## Not a heading\n```\n\n## Results" in again
-    assert "Only for my own garden." in again and "Thanks\n======\n\nto all" in again
-    assert again.index("A word before.") < again.index("# my") and "**0.1235**" in again
-    assert ModelCard(again).data.eval_results[0].metric_value == 0.12345
-    assert said == ["section: Intended use"]
-    assert Counter(re.findall(r"^## .*$", again, re.MULTILINE)).most_common(1)[0][1] == 1
-    assert write(run) == again
-    path.write_text(re.sub(r"## Intended use.*?(?=## Ethics)", "", again, flags=re.DOTALL))
-    assert "Only for" not in write(run) and "## Intended use" in path.read_text()
-
-
-def test_a_persons_metadata_stays_but_scores_are_the_runs(run):
-    path, said = run / "README.md", []
-    write(run)
-    card = ModelCard.load(path)
-    card.data.license, card.data.language, card.data.tags = "cc-by-4.0", ["en"], [*card.data.tags, "garden"]
-    card.data.eval_results[0].metric_value = 0.99
-    card.data.pop("widget")
-    card.save(path)  # the client writes the metadata anew
-    again = ModelCard(write(run, said.extend))
-    results = json.loads((run / "eval_results.json").read_text())
-    assert again.data.license == "cc-by-4.0" and again.data.language == ["en"] and "garden" in again.data.tags
-    assert again.data.eval_results[0].metric_value == pytest.approx(results["mean_iou"], abs=1e-5)
-    assert "widget" not in again.data and "`cc-by-4.0`." in again.text
-    assert sorted(said) == ["metadata: language", "metadata: license", "metadata: tags", "metadata: without widget"]
-    write_card(run, say=said.append)
-    assert said[-1] == "kept as a person left it, delete it to have it written anew: metadata: without widget"
-    assert write(run) == path.read_text()
-
-
-def test_sections_that_are_gone_go_and_new_ones_come_in_place(run):
-    path = run / "README.md"
-    write(run)
-    path.write_text(path.read_text().replace("## Limits", "## Mine\n\nhere\n\n## Limits"))
-    results = json.loads((run / "eval_results.json").read_text())
-    speed = results["training"].pop("speed")
-    (run / "eval_results.json").write_text(json.dumps(results))
-    assert "## Speed" not in write(run)
-    results["training"]["speed"] = speed
-    (run / "eval_results.json").write_text(json.dumps(results))
-    headings = re.findall(r"^## (.*)$", write(run), re.MULTILINE)
-    assert headings == ["Usage", "Intended use", "Results", "Mine", "Limits", "Speed", "Training",
-                        "Evaluation protocol", "License"]  # fmt: skip
-
-
-def test_a_card_of_somebody_else_keeps_its_words_and_gains_ours(run):
-    theirs = "---\nlicense: mit\ntags: [mine]\n---\n# Their net\n\ntheir words\n\n## Training\n\non a farm\n"
-    (run / "README.md").write_bytes(theirs.replace("\n", "\r\n").encode("utf-8-sig"))
-    text = write(run)
-    card = ModelCard(text)
-    assert card.data.license == "mit" and card.data.tags == ["mine"] and card.data.eval_results
-    assert "# Their net\n\ntheir words" in text and "## Training\n\non a farm" in text and "## Results" in text
-    assert text.count("\n# ") == 1 and text.count("\n## Training") == 1
-    assert write(run) == text
-
-
-WORDS = st.text(st.sampled_from("ab #*_`<>-=~|[]()!\\\t\n"), max_size=60)
-
-
-@settings(max_examples=100)
-@given(st.lists(WORDS, max_size=4), st.data())
-def test_whatever_a_person_writes_is_still_there(texts, data):
-    """Under headings of their own; the text is one that Markdown ends with the section."""
-    ours = {"introduction": "# net\n\nold", "usage": "## Usage\n\nold", "results": "## Results\n\nold"}
-    values = {"tags": ["a"]}
-    front, *parts = Merge(None).write(values, ours).split("\n# ")
-    parts = ("# " + "\n# ".join(parts)).split("\n\n## ")
-    parts = [parts[0], *("## " + part for part in parts[1:])]
-    mine = []
-    for i, text in enumerate(texts):
-        body = "\n".join(row for row in text.split("\n") if not re.match(r"\s*(#|`|~|=|-|<)", row))
-        mine.append(f"## Mine {i}\n\n{body}".rstrip())
-        parts.insert(data.draw(st.integers(1, len(parts))), mine[-1])
-    card = front + "\n" + "\n\n".join(parts) + "\n"
-    merge = Merge(card)
-    new = {key: text.replace("old", "new") for key, text in ours.items()}
-    again = merge.write(merge.metadata(values), new)
-    assert not merge.kept and "old" not in again and again.count("new") == 3
-    at = [again.index(text.strip("\n")) for text in mine]
-    order = [card.index(text.strip("\n")) for text in mine]
-    assert np.argsort(at).tolist() == np.argsort(order).tolist()
-    once_more = Merge(again)
-    assert once_more.write(once_more.metadata(values), new) == again
-
-
 # -- what is missing, or broken ----------------------------------------------------------------------------------
 
 
@@ -533,108 +372,3 @@ def test_what_cannot_be_read_is_named(run, name, content, words):
     assert name in str(error.value)
     with pytest.raises(UserError, match="no folder"):
         write_card(run / "nowhere")
-
-
-# -- what the loop notes -----------------------------------------------------------------------------------------
-
-
-def test_base_facts_of_a_folder(tmp_path):
-    (tmp_path / "config.json").write_text("{}")
-    assert set(base_facts(str(tmp_path)).values()) == {None}
-    (tmp_path / "README.md").write_text("---\nlicense: other\nlicense_name: x\nlicense_link: https://a.example/l\n"
-                                        "base_model: [nvidia/mit-b0]\n---\n")  # fmt: skip
-    assert base_facts(str(tmp_path)) == {"base_model": "nvidia/mit-b0", "base_revision": None, "license": "other",
-                                         "license_name": "x", "license_link": "https://a.example/l"}  # fmt: skip
-    for card in ("---\nlicense: [\n---\n", "---\nlicense: {a: b}\nbase_model: ../x\n---\n", "\x00", "---\n- a\n---\n",
-                 "---\nlicense: '<b>'\nlicense_link: 'javascript:alert(1)'\n---\n"):  # fmt: skip
-        (tmp_path / "README.md").write_text(card)
-        assert set(base_facts(str(tmp_path)).values()) == {None}
-
-
-def test_base_facts_without_a_network_are_what_the_cache_knows(tmp_path, monkeypatch):
-    began = time.monotonic()
-    found = base_facts("nobody/nothing-here")
-    assert found.pop("base_model") == "nobody/nothing-here" and set(found.values()) == {None}
-    for name in ("segformer", "../nowhere", "", "a/b/c", "hfseg/nothing"):
-        assert base_facts(name)["base_model"] is None
-    assert time.monotonic() - began < 2
-    commit = "c" * 40
-    snapshot = tmp_path / "models--me--net" / "snapshots" / commit
-    snapshot.mkdir(parents=True)
-    (tmp_path / "models--me--net" / "refs").mkdir()
-    (tmp_path / "models--me--net" / "refs" / "main").write_text(commit)
-    (snapshot / "config.json").write_text("{}")
-    (snapshot / "README.md").write_text("---\nlicense: mit\n---\n")
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path))
-    found = base_facts("me/net")
-    assert (found["license"], found["base_revision"]) == ("mit", commit)
-
-
-def test_base_facts_of_the_hub(tmp_path, monkeypatch):
-    from huggingface_hub import HfApi
-
-    def info(self, name, revision=None, timeout=None):
-        assert timeout == card_base.PATIENCE and self.token == "t"
-        card = ModelCard("---\nlicense: other\nlicense_name: n\nlicense_link: LICENSE\n---\n").data
-        return SimpleNamespace(card_data=card, sha="d" * 40)
-
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "https://huggingface.co")
-    monkeypatch.setattr(HfApi, "model_info", info)
-    assert base_facts("me/net", token="t") == {
-        "base_model": "me/net", "base_revision": "d" * 40, "license": "other", "license_name": "n",
-        "license_link": f"https://huggingface.co/me/net/blob/{'d' * 40}/LICENSE"}  # fmt: skip
-
-    monkeypatch.setattr(card_base, "PATIENCE", 0.2)
-    monkeypatch.setattr(HfApi, "model_info", lambda *_, **__: time.sleep(5))  # a name server that is silent
-    began = time.monotonic()
-    assert base_facts("me/net")["license"] is None and time.monotonic() - began < 2
-
-
-def test_speed_is_the_median_of_whole_calls(monkeypatch):
-    import torch
-
-    class Slow:
-        model = torch.nn.Linear(1, 1)
-        calls = 0
-
-        def __call__(self, image):
-            self.calls += 1
-            clock[0] += {1: 50.0}.get(self.calls, 0.010 * (1 + image.shape[0] // 20))  # the first call warms up
-
-    clock = [0.0]
-    monkeypatch.setattr(card_speed, "_now", lambda device: clock[0])
-    slow = Slow()
-    images = [np.zeros((height, 8, 3), np.uint8) for height in (20, 40, 60)]
-    found = measure_speed(slow, images, rounds=4)
-    assert found["milliseconds"] == pytest.approx(30) and found["image_size"] == [40, 8]
-    assert (found["calls"], found["images"], slow.calls) == (12, 3, 15)
-    assert found["threads"] == torch.get_num_threads() and found["device"].startswith("cpu")
-    assert found["cores"] >= 1 and found["load"] >= 0
-    assert "peak_extra_bytes" not in found  # on a CPU it would not be the call's alone
-    monkeypatch.setattr(card_speed.time, "monotonic", iter(range(0, 1000, 100)).__next__)
-    assert measure_speed(slow, images[0], rounds=9)["calls"] == 1
-
-
-# -- charts ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("count", [1, 2, 20, 150])
-def test_bars_stay_legible(tmp_path, count):
-    names = ["a name that is much longer than any chart has room for, really", "дорога", "道路", "$x_1$", "", "\u0000a"]
-    names = (names + [f"class number {i}" for i in range(count)])[:count]
-    scores = dict(zip(names, np.linspace(0, 1, count).tolist())) | {names[-1]: None}
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")  # a letter that the font lacks is one
-        draw_class_bars(scores, make_palette(count), tmp_path / "a.png", mean=0.4)
-    with Image.open(tmp_path / "a.png") as picture:
-        rows = count if count <= 60 else -(-count // 2)
-        assert picture.height / rows >= 20 and picture.height < 2500  # pixels for a line of 9 points
-        assert picture.width <= 1400
-    assert (tmp_path / "a.png").stat().st_size < 250_000
-
-
-def test_names_without_letters_in_the_font_go_by_number():
-    assert class_labels(["road", "道路", "дорога", " ", "a\nb"]) == ["road", "class 1", "дорога", "class 3", "a b"]
-    assert len(class_labels(["x" * 300])[0]) <= 40

@@ -136,10 +136,9 @@ def test_segments_travel_with_their_scores(tmp_path):
 
 
 def test_objects_keep_their_segments_at_any_size():
-    from mask_networks import CONFIGS
-
     from hfseg.demo.handlers import Options, run
     from hfseg.models import load_model
+    from mask_networks import CONFIGS
 
     model, processor = load_model("mask2former", ["sky", "cat"], task="instance", config=CONFIGS["mask2former"])
     segmenter = hfseg.Segmenter(model, processor, task="instance", threshold=0.0, mask_threshold=0.3)

@@ -5,24 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from runs import SMALL_RUN, TINY, environment
 
-COUNT = """
+BOTH = """
 import json, sys
-import numpy as np
 import hfseg.evaluation.tallies as tallies
 from accelerate import Accelerator
 from hfseg import Segmenter, load_data, load_model
+from hfseg.cli import main
 from hfseg.evaluation import Evaluator
 
 accelerator = Accelerator(cpu=True)
 matrices = []
 original = tallies.scores_from_matrix
-tallies.scores_from_matrix = lambda matrix, names: (matrices.append(matrix), original(matrix, names))[1]
+tallies.scores_from_matrix = lambda matrix, names: (matrices.append(matrix.tolist()), original(matrix, names))[1]
 data = load_data("shapes/source", scenes=20)
 import torch
 torch.manual_seed(0)
@@ -30,12 +31,18 @@ model, processor = load_model("segformer", data.schema, config=json.loads(sys.ar
 torch.manual_seed(0)
 for parameter in model.parameters():
     torch.nn.init.normal_(parameter, std=0.2)
+together, alone = [], []
 for limit in (1, 2, 13):
     evaluator = Evaluator(data, "validation", batch_size=3, limit=limit)
     evaluator.run(Segmenter(model, processor), accelerator=accelerator, verbose=False)
+    together.append(matrices.pop())
+    if accelerator.is_main_process:
+        evaluator.run(Segmenter(model, processor), verbose=False)
+        alone.append(matrices.pop())
 if accelerator.is_main_process:
-    json.dump([accelerator.num_processes, [matrix.tolist() for matrix in matrices]], open(sys.argv[2], "w"))
-accelerator.end_training()
+    json.dump([accelerator.num_processes, alone, together], open(sys.argv[2], "w"))
+tallies.scores_from_matrix = original
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -48,26 +55,29 @@ def launch(processes: int, *command: str) -> str:
     return done.stdout + done.stderr
 
 
-def test_counts_are_identical_on_one_and_two_processes(tmp_path):
-    script = tmp_path / "count.py"
-    script.write_text(COUNT)
-    for processes in (1, 2):
-        launch(processes, script, json.dumps(TINY), tmp_path / f"{processes}.json")
-    (alone, one), (together, two) = (json.loads((tmp_path / f"{n}.json").read_text()) for n in (1, 2))
-    assert (alone, together) == (1, 2)
-    assert one == two
-    assert [np.sum(matrix) for matrix in one] == [n * 128 * 128 for n in (1, 2, 13)]
+@pytest.fixture(scope="module")
+def both(tmp_path_factory) -> tuple[Path, str]:
+    """Two processes that count, and then train: their folder, and what they printed."""
+    folder = tmp_path_factory.mktemp("both")
+    (folder / "both.py").write_text(BOTH)
+    printed = launch(2, folder / "both.py", json.dumps(TINY), folder / "counts.json", "train", *SMALL_RUN,
+                     "--output_dir", folder / "run", "--train.ema", "0.9", "--train.max_steps", "4")  # fmt: skip
+    return folder, printed
 
 
-def test_two_processes_train_one_model(tmp_path):
-    run = tmp_path / "run"
-    output = launch(2, "-m", "hfseg", "train", *SMALL_RUN, "--output_dir", run, "--train.ema", "0.9",
-                    "--train.max_steps", "4")  # fmt: skip
-    assert "2 processes on cpu" in output
+def test_counts_are_identical_on_one_and_two_processes(both):
+    processes, alone, together = json.loads((both[0] / "counts.json").read_text())
+    assert processes == 2 and alone == together
+    assert [np.sum(matrix) for matrix in alone] == [n * 128 * 128 for n in (1, 2, 13)]
+
+
+def test_two_processes_train_one_model(both):
+    run, printed = both[0] / "run", both[1]
+    assert "2 processes on cpu" in printed
     assert json.loads((run / "eval_results.json").read_text())["num_images"] == 5
     assert len(list((run / "checkpoints").glob("step-*/random_states_*.pkl"))) == 2
     # 20 images in batches of 2 x 4 are three batches, not 2.5: every process has the same number.
-    assert "3 an epoch" in output
+    assert "3 an epoch" in printed
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

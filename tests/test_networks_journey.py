@@ -16,7 +16,7 @@ from transformers import pipeline
 from hfseg import LocalHub, Segmenter, train
 from hfseg.errors import UserError
 from hfseg.recipe_reading import load_recipe
-from runs import environment, hfseg, small_recipe
+from runs import environment, here, small_recipe
 
 CODE = """
 import sys, logging, numpy as np, torch
@@ -40,7 +40,7 @@ print("SEGMENTS", sorted(segment["label"] for segment in segments), segments[0][
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("journey") / "run"
-    printed = hfseg(
+    printed = here(
         "train", "--model.name", "hfseg/unet", "--model.backbone", "test_efficientnet", "--model.weights", "random",
         "--model.config", '{"options": {"decoder_channels": [16, 16, 8, 8, 8]}}', "--data.path", "shapes/target",
         "--data.max_train_samples", "16", "--data.max_eval_samples", "4", "--train.max_steps", "20",
@@ -53,10 +53,10 @@ def run(tmp_path_factory):
 
 def test_trained_evaluated_predicted(run, tmp_path):
     results = json.loads((run / "eval_results.json").read_text())
-    hfseg("evaluate", run, "--data", "shapes/target", "--limit", 4, "--output", tmp_path / "again.json")
+    here("evaluate", run, "--data", "shapes/target", "--limit", 4, "--output", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["mean_iou"] == pytest.approx(results["mean_iou"], abs=1e-6)
     Image.fromarray(np.zeros((45, 70, 3), np.uint8)).save(tmp_path / "image.png")
-    hfseg("predict", run, tmp_path / "image.png", "--output", tmp_path / "out")
+    here("predict", run, tmp_path / "image.png", "--output", tmp_path / "out")
     assert Image.open(tmp_path / "out/image_semantic_map.png").size == (70, 45)
 
 

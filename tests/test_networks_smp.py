@@ -120,7 +120,7 @@ def test_the_list_counts_and_filters(capsys):
     assert [row.name for row in rows] == ["hfseg/fcn", "hfseg/deeplabv3-torchvision", "hfseg/lraspp"]
     assert [row.name for row in list_models("torchvision", max_gflops=10)] == ["hfseg/lraspp"]
     assert {row.name for row in list_models("mit-b", max_parameters=14)} == {"nvidia/mit-b0", "nvidia/mit-b1"}
-    instances = {row.name: row for row in list_models("instance")}
+    instances = {row.name: row for row in list_models("instance", task="instance")}
     assert {"mask2former", "rf_detr", "hfseg/mask-rcnn", "hfseg/yolact"} <= instances.keys()
     assert instances["mask2former"].task == "semantic, instance, panoptic" and instances["rf_detr"].gflops is None
     on_lite = [row for part in ("linknet", "pspnet", "manet", "dpt", "fcn", "segnet") for row in _on_lite(part)]
@@ -129,9 +129,11 @@ def test_the_list_counts_and_filters(capsys):
     print_models([*rows, instances["rf_detr"]])
     printed = capsys.readouterr().out
     assert "35.32 M" in printed and printed.endswith("M                  instance\n")
-    for wrong in ({"pattern": "no such thing"}, {"backbone": "resnet188"}):
+    for wrong in ({"pattern": "no such thing"}, {"backbone": "resnet188"}, {"pattern": "yolact", "task": "panoptic"}):
         with pytest.raises(UserError):
             list_models(**wrong)
+    with pytest.raises(UserError, match="that of rf_detr is not counted"):
+        list_models("rf_detr", max_gflops=10)
 
 
 def test_the_flops_are_those_of_a_count_by_hand():

@@ -12,7 +12,9 @@ import pytest
 
 from hfseg.cli import main
 from hfseg.run_directory import read_log
-from runs import SMALL_RUN, fingerprint, hfseg, start
+
+from command_line import hfseg_fixture, refused_fixture  # isort: skip  # noqa: F401
+from runs import SMALL_RUN, fingerprint, here, hfseg, start
 
 EXACT = (
     *SMALL_RUN, "--train.ema", "0.9", "--train.save_steps", "3", "--train.gradient_accumulation_steps", "2",
@@ -24,7 +26,7 @@ EXACT = (
 def whole(tmp_path_factory):
     """The run that nothing interrupts."""
     run = tmp_path_factory.mktemp("whole") / "run"
-    hfseg("train", *EXACT, "--output_dir", run)
+    here("train", *EXACT, "--output_dir", run)
     return run
 
 
@@ -45,7 +47,7 @@ def test_sigterm_saves_prints_the_command_and_resumes_exactly(whole, tmp_path):
     assert process.returncode == 128 + signal.SIGTERM, output
     command = f"hfseg train --config {run}/recipe.yaml --train.resume true"
     assert command in output
-    hfseg(*command.split()[1:])
+    here(*command.split()[1:])
     assert fingerprint(run) == fingerprint(whole)
 
 
@@ -59,7 +61,7 @@ def test_kill_inside_a_checkpoint_write_and_another_number_of_workers(whole, tmp
     # A kill can also cut the log in the middle of a line.
     with open(run / "train_log.jsonl", "a") as log:
         log.write('{"step": 99, "lo')
-    output = hfseg("train", "--config", run, "--train.resume", "true", "--data.num_workers", "2")
+    output = here("train", "--config", run, "--train.resume", "true", "--data.num_workers", "2")
     assert "resumed from" in output
     assert fingerprint(run) == fingerprint(whole)
     assert not list(run.rglob(".writing-*"))
@@ -124,16 +126,6 @@ def test_twenty_random_kills(tmp_path):
 
 
 # -- a recipe that changed in between, and directories that are not this run's -------------------------------
-
-
-@pytest.fixture
-def refused(capsys):
-    def call(*arguments) -> str:
-        capsys.readouterr()
-        assert main([str(argument) for argument in arguments]) == 2
-        return capsys.readouterr().err
-
-    return call
 
 
 def resumed(run, capsys, *flags) -> str:

@@ -140,6 +140,21 @@ def test_a_box_that_reaches_into_the_padding_keeps_its_mask():
     assert (found.segment_map > 0).any(0).sum() == 32 and (found.segment_map > 0).any(1).all()
 
 
+def test_a_box_a_little_too_small_cuts_nothing_off_a_mask_of_the_whole_image():
+    logits = torch.full((1, 1, 16, 16), -8.0)
+    logits[..., 4:8, 4:8] = 8  # pixels 16 to 32
+
+    def found(logits, boxes):
+        candidates = Candidates(torch.tensor([[[0.9]]]), logits, boxes)
+        return find_instances(candidates, 0, Geometry((32, 64), (64, 64), (64, 64)), SegmentRules(), False).segment_map
+
+    expected = found(logits, None)
+    assert expected.any(0).sum() == 16 and expected.any(1).sum() == 8
+    soiled = logits.clone()
+    soiled[..., 10:, 10:] = 8  # what another object left there
+    assert (found(soiled, torch.tensor([[[17.0, 18, 31, 30]]])) == expected).all()
+
+
 @pytest.mark.parametrize("size", [(64, 64), (80, 52), (72, 72), (20, 40)])
 def test_prototypes_lie_on_the_image_whatever_its_size(size, monkeypatch):
     config = YolactConfig(backbone="resnet18", fpn_channels=16, prototypes=4, num_labels=1)

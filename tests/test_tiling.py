@@ -319,3 +319,14 @@ def test_settings_of_another_segmenter_of_the_same_model():
     assert (first.using().tile, first.using().tta) == (64, ("horizontal_flip",))
     other = first.using(tile=0, tta=())
     assert (other.tile, other.tta, first.tile, other.model is first.model) == (None, (), 64, True)
+
+
+def test_a_model_brings_the_tile_that_it_was_scored_with():
+    model = Local()
+    model.config.segmentation_tile = 64
+    assert a_segmenter(model).tile == 64 and a_segmenter(model).using(tile=0).tile is None
+    assert a_segmenter(model, tile=0).tile is None and a_segmenter(model, tile=96).tile == 96
+    assert a_segmenter(model, compat=True).tile is None
+    model.config.segmentation_tile = "64"
+    with pytest.raises(UserError, match="tile is '64'"):
+        a_segmenter(model)

@@ -61,6 +61,7 @@ def test_tiles_and_views_of_the_recipe_are_in_the_protocol(tmp_path):
     protocol = hfseg.train(recipe, verbose=False)["protocol"]
     assert protocol["tile"] == {"size": 32, "overlap": 0.25, "windows_resized": False}
     assert protocol["test_time_augmentation"] == ["horizontal_flip"]
+    assert hfseg.Segmenter.from_pretrained(recipe.output_dir).tile == 32
 
 
 def test_a_run_is_the_same_fused_or_not(tmp_path):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
+import math
 import tempfile
 from pathlib import Path
 
 from hfseg.errors import UserError
+
+TASKS = ["semantic", "instance", "panoptic"]
 
 
 class Parser(argparse.ArgumentParser):
@@ -17,6 +21,50 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UserError(message, fix=f"{self.prog} --help")
+
+    def parse_args(self, arguments: list[str]) -> argparse.Namespace:
+        """Reads arguments, of which each has to be known.
+
+        Args:
+            arguments: What follows the command.
+
+        Returns:
+            The options.
+
+        Raises:
+            UserError: For one that is unknown, with the nearest name suggested, or wrong.
+        """
+        options, unknown = self.parse_known_args(arguments)
+        if unknown:
+            raise self._unknown(unknown[0], ", ".join(self._names()) or None)
+        return options
+
+    def parse_with_data_flags(self, arguments: list[str]) -> tuple[argparse.Namespace, list[str]]:
+        """Reads arguments, beside which there may be those of a recipe that say how data is read.
+
+        Args:
+            arguments: What follows the command.
+
+        Returns:
+            The options, and the flags `--data.*` and `--task` with their values.
+
+        Raises:
+            UserError: For a flag that says nothing about data, with the nearest name suggested, or a wrong one.
+        """
+        options, flags = self.parse_known_args(arguments)
+        for flag in flags:
+            if flag.startswith("--") and not flag.startswith("--data.") and flag.partition("=")[0] != "--task":
+                raise self._unknown(flag, ", ".join(["--data.*", *self._names()]))
+        return options, flags
+
+    def _names(self) -> list[str]:
+        return [name for name in self._option_string_actions if name.startswith("--")]
+
+    def _unknown(self, argument: str, allowed: str | None) -> UserError:
+        name = argument.partition("=")[0]
+        near = difflib.get_close_matches(name, self._names(), n=1)
+        fix = f"did you mean {near[0]}?" if near else f"{self.prog} --help"
+        return UserError(f"{self.prog} takes no {name}", allowed, fix)
 
 
 def read_recipe(config: str | None, flags: list[str]):
@@ -39,34 +87,19 @@ def open_data(path: str, flags: list[str], **more):
 
     Args:
         path: Folder or hub id.
-        flags: Of the command line.
+        flags: From `Parser.parse_with_data_flags`.
         **more: Arguments of `load_data` that a recipe does not have.
 
     Returns:
         A tuple of the `SegmentationData` and the `DataConfig` that the flags make.
 
     Raises:
-        UserError: For a flag that says nothing about data, or data that cannot be read.
+        UserError: For data that cannot be read.
     """
-    check_data_flags(flags)
     recipe = read_recipe(None, [*flags, "--data.path", path])
     from hfseg.data import load_recipe_data
 
     return load_recipe_data(recipe, **more), recipe.data
-
-
-def check_data_flags(flags: list[str]) -> None:
-    """Refuses flags of a recipe that say nothing about data.
-
-    Args:
-        flags: Of the command line.
-
-    Raises:
-        UserError: For the first of them.
-    """
-    for flag in flags:
-        if flag.startswith("--") and not flag.startswith("--data.") and flag.partition("=")[0] != "--task":
-            raise UserError(f"this command takes no {flag.partition('=')[0]}", "--data.* and what --help lists")
 
 
 def add_inference_flags(parser: Parser) -> None:
@@ -76,11 +109,12 @@ def add_inference_flags(parser: Parser) -> None:
         parser: Of a command that uses a model.
     """
     parser.add_argument("--tile", type=int, metavar="PIXELS", help=(
-        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images"))
+        "compute images larger than this in overlapping windows of this side, a multiple of 32; 0 for whole images; "
+        "default: as the model was scored in its training"))
     parser.add_argument("--tta", metavar="VIEWS", help=(
         "average over views: horizontal_flip, vertical_flip and scales, with commas (horizontal_flip,0.75,1.25); "
         "'' for none"))
-    parser.add_argument("--task", choices=["semantic", "instance", "panoptic"],
+    parser.add_argument("--task", choices=TASKS,
                         help="for models that do several; default: what it was trained for")
 
 
@@ -140,6 +174,27 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def above_zero(text: str) -> float:
+    """Reads an amount from the command line.
+
+    Args:
+        text: What was given.
+
+    Returns:
+        A number above 0.
+
+    Raises:
+        ArgumentTypeError: For anything else; argparse makes the message.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
 
 
 def make_room(file: Path) -> None:

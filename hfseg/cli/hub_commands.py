@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfseg.cli.arguments import Parser, add_push_flags, add_root_flag, check_data_flags
+from hfseg.cli.arguments import Parser, add_push_flags, add_root_flag
 from hfseg.errors import one_of
 
 HUB_HELP = """\
@@ -63,8 +63,7 @@ def push_data(arguments: list[str]) -> None:
         "Takes --data.* flags (--data.labels.names, --data.image_column, ...) for data that needs them."))
     parser.add_argument("data", help="folder or hub id")
     add_push_flags(parser)
-    options, flags = parser.parse_known_args(arguments)
-    check_data_flags(flags)
+    options, flags = parser.parse_with_data_flags(arguments)
     from hfseg.hub.push_data import push_data as run
 
     run(options.data, options.repo_id, private=options.private, revision=options.revision,

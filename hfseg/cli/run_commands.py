@@ -7,10 +7,11 @@ from pathlib import Path
 
 from hfseg.cli.arguments import (
     OBJECT_FLAGS,
+    TASKS,
     Parser,
+    above_zero,
     add_inference_flags,
     add_object_flags,
-    check_data_flags,
     make_room,
     open_data,
     positive,
@@ -62,10 +63,10 @@ def init(arguments: list[str]) -> None:
     parser = Parser("hfseg init", description=(
         "Look at the data and print a commented recipe that fits it.\n"
         "Takes --data.* flags (--data.labels.binary true, ...) where the data leaves something open, and --task\n"
-        "instance or panoptic for data with objects."))
+        "instance or panoptic for data with objects; without, it says what the data can be read for."))
     parser.add_argument("data", help="folder or hub id")
     parser.add_argument("--limit", type=positive, default=200, help="samples per split to look at (default: 200)")
-    options, flags = parser.parse_known_args(arguments)
+    options, flags = parser.parse_with_data_flags(arguments)
     scan = {"max_scanned": 3 * options.limit}
     try:
         data, given = open_data(options.data, flags, **scan)
@@ -95,10 +96,9 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--on_bad_sample", choices=["stop", "skip"], default="stop", help="default: stop")
     parser.add_argument("--revision", help="of a model on the hub")
     add_inference_flags(parser)
-    options, flags = parser.parse_known_args(arguments)
+    options, flags = parser.parse_with_data_flags(arguments)
     if options.output:
         make_room(Path(options.output))
-    check_data_flags(flags)
     from hfseg.evaluation import evaluate as score
 
     results = score(
@@ -107,7 +107,9 @@ def evaluate(arguments: list[str]) -> None:
         task=options.task, revision=options.revision, verbose=True, say=print,
     )  # fmt: skip
     print_scores(results)
-    print(f"{results['num_images']} images of the split {results['protocol']['split']}")
+    whole = results["protocol"]["images_in_split"]
+    print(f"{'the first ' if whole else ''}{results['num_images']} images {f'of the {whole} ' if whole else ''}"
+          f"of the split {results['protocol']['split']}")
     if options.output:
         from hfseg.run_directory import write_atomic
 
@@ -122,8 +124,9 @@ def print_scores(results: dict) -> None:
     task = results.get("task", "semantic")
     columns, shown = {
         "semantic": ({"IoU": "per_category_iou", "F1": "per_category_f1"}, SHOWN[task]),
-        "instance": ({"AP": "per_category_ap"}, (*SHOWN[task], *(
-            f"mask_{kind}_{area}" for kind in ("ap", "ar") for area in ("small", "medium", "large")), "boundary_ap")),
+        "instance": ({"AP": "per_category_ap"}, (
+            *SHOWN[task], *(f"mask_ap_{area}" for area in ("small", "medium", "large")),
+            *(key for key in results if key.startswith("mask_ar_")), "boundary_ap")),
         "panoptic": ({key.upper(): f"per_category_{key}" for key in ("pq", "sq", "rq")}, (
             *SHOWN[task], "panoptic_quality_things", "panoptic_quality_stuff", "mean_iou")),
     }[task]  # fmt: skip
@@ -196,8 +199,10 @@ def models(arguments: list[str]) -> None:
     parser = Parser("hfseg models", description="List networks with their size and cost, at 21 classes and 512 x 512.")
     parser.add_argument("pattern", nargs="?", default="", help="part of a name, family, backbone or task")
     parser.add_argument("--backbone", help="hfseg's own networks on this backbone")
-    parser.add_argument("--max_parameters", type=float, metavar="MILLIONS", help="no larger ones")
-    parser.add_argument("--max_gflops", type=float, metavar="GFLOPS", help="no costlier ones")
+    parser.add_argument("--task", choices=TASKS, help="those that do it")
+    parser.add_argument("--max_parameters", type=above_zero, metavar="MILLIONS", help="no larger ones")
+    parser.add_argument("--max_gflops", type=above_zero, metavar="GFLOPS",
+                        help="no costlier ones; leaves out those whose cost is not counted")
     options = parser.parse_args(arguments)
     from hfseg.models.listing import list_models, print_models
 

@@ -133,6 +133,8 @@ def decode_map(
 def decode_ids(value: Any, sample: str = "") -> np.ndarray:
     """Read a map of objects' ids: grey of 8 or 16 bits, palette indices, or red + 256 green + 65536 blue.
 
+    In a palette image, 255 among smaller ids is the outline that Pascal VOC draws around objects, and no object.
+
     Args:
         value: As for `decode_image`.
         sample: The file or row, for messages.
@@ -154,7 +156,10 @@ def decode_ids(value: Any, sample: str = "") -> np.ndarray:
         if content.mode in ("RGB", "RGBA"):
             bands = np.asarray(content, np.int64)
             return bands[..., 0] + 256 * bands[..., 1] + 65536 * bands[..., 2]
+        outlined = content.mode == "P"
         content = np.asarray(content)
+        if outlined and (content == 255).any() and not (content == 254).any() and (content % 255).any():
+            content = np.where(content == 255, 0, content)
     if content.ndim == 3 and content.shape[2] == 3:
         bands = content.astype(np.int64)
         return bands[..., 0] + 256 * bands[..., 1] + 65536 * bands[..., 2]
@@ -178,7 +183,7 @@ def read_row(row: Mapping[str, Any], schema: LabelSchema, channels: int = 3, nam
     """
     image_file, map_file = name_of(row.get("image")), name_of(row.get("semantic_map"))
     name = name or str(row.get("image_id") or os.path.splitext(os.path.basename(image_file))[0] or "row")
-    objects = "instances" in row or "segment_map" in row
+    objects = any(column in row for column in ("instances", "segment_map", "class_object_map"))
     for column, what in (("image", "image"), *(() if objects else (("semantic_map", "label map"),))):
         if row.get(column) is None:
             raise BadSample(image_file or name, f"it has no {what}", fix="add it, or remove the row")

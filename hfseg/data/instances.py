@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import datasets
 
-from hfseg.data.annotations import FORMATS, Category, Listed, read_annotations
+from hfseg.data.annotations import FORMATS, read_annotations
 from hfseg.data.folders import read_folder
 from hfseg.data.images import needs_path_column
+from hfseg.data.listed import Category, Listed
 from hfseg.data.readers import find_beside
 from hfseg.data.schemas import read_declared
+from hfseg.data.tables import OBJECTS, Tables, from_tables
 from hfseg.errors import UserError
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
-
-OBJECTS = {"category_id": datasets.Value("int32"), "iscrowd": datasets.Value("bool"), "id": datasets.Value("int64"),
-           "segmentation": datasets.Value("string")}  # fmt: skip
-_MAPS = ("segment_map", "instance_map", "panoptic", "panoptic_map", "instances", "instance", "instance_mask",
-         "instance_segmentation", "label", "annotation", "mask")  # fmt: skip
-_OBJECTS = ("instances", "objects", "annotations", "segments")
 
 
 def from_listed(listed: Listed) -> dict[str, datasets.Dataset]:
@@ -40,7 +35,8 @@ def from_listed(listed: Listed) -> dict[str, datasets.Dataset]:
 
 def _dataset(rows: list[dict[str, Any]]) -> datasets.Dataset:
     columns = {key: [row[key] for row in rows] for key in rows[0]}
-    features = {key: datasets.List(OBJECTS) if key == "instances" else datasets.Value("string") for key in columns}
+    kinds = {"instances": datasets.List(OBJECTS), "drawn_on": datasets.List(datasets.Value("int32"))}
+    features = {key: kinds.get(key, datasets.Value("string")) for key in columns}
     made = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
     for column in ("image", "segment_map", "semantic_map"):
         if column in columns and not needs_path_column(columns[column]):
@@ -78,98 +74,8 @@ def read_maps(root: Path, skip: bool) -> tuple[dict[str, datasets.Dataset], list
     return result, notes
 
 
-def from_tables(splits: Mapping[str, Any]) -> tuple[dict[str, Any], list[Category] | None]:
-    """Finds the objects in the columns of a data set of the hub, of parquet, or of the embedded scenes.
-
-    Args:
-        splits: Dataset by split.
-
-    Returns:
-        The same with canonical columns, and classes that the features name, if they do.
-
-    Raises:
-        UserError: When no column holds objects.
-    """
-    features = next(iter(splits.values())).features
-    pictures = [key for key, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = next((key for key in ("image", "img", "photo", "pixel_values") if key in features), None)
-    objects = next((key for key in _OBJECTS if key in features and key not in pictures), None)
-    info = next((key for key in ("segments_info", "segments") if key in features), None)
-    maps = next((key for key in _MAPS if key in pictures and key != image), None)
-    semantic = next((key for key in ("semantic_map", "semantic") if key in pictures and key not in (image, maps)), None)
-    if image is None or (objects is None and maps is None):
-        raise UserError(f"no column of objects found among: {', '.join(features)}",
-                        "instances or objects (category_id and segmentation each), or a map of ids such as "
-                        "instance_map, with segments_info where it is panoptic", "rename the columns")
-    names = None
-    result = {}
-    for split, rows in splits.items():
-        keep = {image: "image"}
-        if maps is not None and (info is not None or objects is None):
-            keep[maps] = "segment_map"
-            if info is not None:
-                keep[info] = "instances"
-            elif semantic is not None:
-                keep[semantic] = "semantic_map"
-        else:
-            keep[objects] = "instances"
-        if "image_id" in features:
-            keep["image_id"] = "image_id"
-        rows = rows.select_columns(list(keep)).rename_columns({a: b for a, b in keep.items() if a != b})
-        for column in ("image", "segment_map", "semantic_map"):
-            if column in rows.features and isinstance(rows.features[column], datasets.Image | dict):
-                rows = rows.cast_column(column, datasets.Image(decode=False))
-        if "instances" in rows.features:
-            names = names or _names(rows.features["instances"])
-            if not _canonical(rows.features["instances"]):
-                rows = rows.map(_to_objects, desc="objects")
-                rows = rows.cast_column("instances", datasets.List(OBJECTS))
-        if "image_id" in rows.features and rows.features["image_id"].dtype != "string":
-            rows = rows.cast_column("image_id", datasets.Value("string"))
-        result[split] = rows
-    return result, names
-
-
-def _canonical(feature: Any) -> bool:
-    inner = getattr(feature, "feature", None)
-    return isinstance(inner, dict) and set(inner) == set(OBJECTS)
-
-
-def _names(feature: Any) -> list[Category] | None:
-    inner = getattr(feature, "feature", feature)
-    inner = inner if isinstance(inner, dict) else {}
-    for key in ("category_id", "category", "label", "label_id"):
-        kind = inner.get(key)
-        kind = getattr(kind, "feature", kind)
-        if isinstance(kind, datasets.ClassLabel):
-            return [Category(i, name) for i, name in enumerate(kind.names)]
-    return None
-
-
-def _to_objects(row: dict) -> dict:
-    """Objects in other words: a list of objects or an object of lists; `category`, `mask`..."""
-    given = row["instances"]
-    if isinstance(given, str):
-        given = json.loads(given)
-    if isinstance(given, Mapping):
-        keys = [key for key, value in given.items() if isinstance(value, list)]
-        given = [dict(zip(keys, values)) for values in zip(*(given[key] for key in keys))]
-    objects = []
-    for one in given or []:
-        category = next((one[key] for key in ("category_id", "category", "label_id", "label") if key in one), None)
-        shape = next((one[key] for key in ("segmentation", "mask", "rle", "polygon") if one.get(key) is not None), None)
-        if isinstance(shape, list) and shape and isinstance(shape[0], int | float):
-            shape = [shape]
-        objects.append({
-            "category_id": int(category), "iscrowd": bool(one.get("iscrowd", one.get("is_crowd"))),
-            "id": None if one.get("id") is None else int(one["id"]),
-            "segmentation": shape if isinstance(shape, str | type(None)) else json.dumps(shape),
-        })  # fmt: skip
-    return {"instances": objects}
-
-
 def make_schema(categories: list[Category] | None, labels: LabelsConfig | LabelSchema, task: str, origin: str,
-                declared: dict[str, Any]) -> LabelSchema:
+                declared: dict[str, Any], notes: list[str] | None = None) -> LabelSchema:
     """Decides the classes.
 
     Args:
@@ -178,6 +84,7 @@ def make_schema(categories: list[Category] | None, labels: LabelsConfig | LabelS
         task: `instance` leaves out stuff.
         origin: Where the classes come from, for people.
         declared: What lies beside the data, for maps of ids.
+        notes: Where to tell what was left out.
 
     Returns:
         The schema, with its things.
@@ -203,8 +110,9 @@ def make_schema(categories: list[Category] | None, labels: LabelsConfig | LabelS
         colours = [category.colour for category in categories]
         palette = labels.palette or (colours if all(colours) else None)
         schema = LabelSchema.from_names(names, palette, values=[category.id for category in categories], origin=origin)
-        things = tuple(name for name, category in zip(schema.names, categories) if category.thing)
-        schema = dataclasses.replace(schema, things=things)
+        ids = dict(schema.stored)
+        things = {ids[category.id] for category in categories if category.thing}
+        schema = dataclasses.replace(schema, things=tuple(n for i, n in enumerate(schema.names) if i in things))
     if labels.merge:
         schema = schema.merge(labels.merge)
     if labels.drop:
@@ -212,13 +120,68 @@ def make_schema(categories: list[Category] | None, labels: LabelsConfig | LabelS
     if task == "instance" and not all(schema.is_thing):
         if not any(schema.is_thing):
             raise UserError("no class of the data has objects that are told apart", "things", "--task semantic")
-        schema = schema.drop([name for name, thing in zip(schema.names, schema.is_thing) if not thing])
+        stuff = [name for name, thing in zip(schema.names, schema.is_thing) if not thing]
+        schema = schema.drop(stuff)
+        if notes is not None:
+            shown = ", ".join(stuff[:5]) + (f" and {len(stuff) - 5} more" if len(stuff) > 5 else "")
+            notes.append(f"{len(stuff)} classes are stuff, which has no objects ({shown}): left out, as in COCO's "
+                         "instance task; --task panoptic learns them, too")
     return schema
+
+
+def _named(found: Tables, labels: LabelsConfig | LabelSchema, declared: dict[str, Any]) -> list[Category] | None:
+    """The classes of tables whose objects have numbers alone: by names that lie beside them or that the recipe has."""
+    numbered = None if found.named else found.categories
+    if numbered is None:
+        return found.categories
+    ids = [category.id for category in numbered]
+    names = list(getattr(labels, "names", ()) or ())
+    if names:
+        first = next((first for first in (0, 1) if first <= min(ids) and max(ids) < first + len(names)), None)
+        values = ids if first is None and len(ids) == len(names) else range(first or 0, (first or 0) + len(names))
+    else:
+        names, values = declared.get("names", []), declared.get("values") or range(len(declared.get("names", [])))
+        if not names and ids != [1]:
+            found.notes.append(f"labels: nothing names the classes {', '.join(map(str, ids[:10]))}"
+                               f"{'...' if len(ids) > 10 else ''}: give data.labels.names, or id2label.json beside "
+                               "the tables")
+    by_id = dict(zip(values, names))
+    if not by_id:
+        return numbered
+    if unknown := sorted(set(ids) - by_id.keys()):
+        raise UserError(f"objects are of the classes {', '.join(map(str, unknown[:10]))}, which have no name",
+                        f"{min(by_id)} to {max(by_id)}: {', '.join(names[:5])}...", "name every class")
+    thing = {category.id: category.thing for category in numbered}
+    return [Category(value, name, thing.get(value, True)) for value, name in by_id.items()]
+
+
+def tasks_of(source: Path | dict[str, Any]) -> list[str]:
+    """Tells what data with objects can be read for.
+
+    Args:
+        source: A folder, or tables by split.
+
+    Returns:
+        `instance`, and `panoptic` where there is stuff, too; nothing where no objects are found.
+
+    Raises:
+        UserError: When there is something of the kind that cannot be read.
+    """
+    if isinstance(source, dict):
+        found = from_tables(source)
+        areas = any(not category.thing for category in found.categories or ())
+        features = next(iter(found.splits.values())).features
+        return ["instance", *(["panoptic"] if areas or {"segment_map", "class_object_map"} & set(features) else [])]
+    if (listed := read_annotations(source, "panoptic", skip=True)) is not None:
+        areas = any(not category.thing for category in listed.categories)
+        return ["instance", *(["panoptic"] if areas or listed.origin == "COCO panoptic" else [])]
+    splits, _ = read_maps(source, skip=True)
+    return ["instance", *(["panoptic"] if "semantic_map" in next(iter(splits.values())).features else [])]
 
 
 def open_instances(
     path: Path | str, splits: dict[str, Any] | None, task: str, labels: LabelsConfig | LabelSchema, skip: bool,
-    find: Callable[[str], Path | None] | None = None,
+    find: Callable[[str], Path | None] | None = None, columns: tuple[str | None, str | None] = (None, None),
 ) -> tuple[dict[str, Any], LabelSchema, list[str]]:  # fmt: skip
     """Opens data with objects.
 
@@ -229,6 +192,7 @@ def open_instances(
         labels: What the recipe says.
         skip: Leave out what is missing.
         find: Gives the local path of a file beside the tables, or None.
+        columns: Of the tables, those of images and of objects or their maps; found where not given.
 
     Returns:
         Dataset by split, the schema, and notes.
@@ -237,23 +201,27 @@ def open_instances(
         UserError: When there are no objects.
     """
     if splits is not None:
-        splits, categories = from_tables(splits)
+        found = from_tables(splits, *columns)
         declared = read_declared(find) if find else {}
-        if "schema" in declared:  # written by hfseg, and says what are things
-            categories = None
-        return splits, make_schema(categories, labels, task, str(path), declared), []
-    root = Path(path)
-    listed = read_annotations(root, task, skip)
+        # A schema was written by hfseg, and says what are things.
+        categories = None if "schema" in declared else _named(found, labels, declared)
+        schema = make_schema(categories, labels, task, str(path), declared, found.notes)
+        return found.splits, schema, found.notes
+    root, broken = Path(path), []
+    listed = read_annotations(root, task, skip, broken)
     if listed is not None:
         notes = [f"objects from {listed.origin}", *listed.notes]
-        return from_listed(listed), make_schema(listed.categories, labels, task, listed.origin, {}), notes
+        return from_listed(listed), make_schema(listed.categories, labels, task, listed.origin, {}, notes), notes
     declared = read_declared(lambda file: find_beside(root, file) or find_beside(root / "train", file))
     try:
         splits, notes = read_maps(root, skip)
     except UserError as error:
+        if broken:
+            raise UserError(f"{root} has no objects that are told apart: {'; '.join(broken[:3])}", FORMATS,
+                            "export it anew") from error
         raise UserError(f"{root} has no objects that are told apart: {error.found}", FORMATS, error.fix) from error
     with_classes = "semantic_map" in next(iter(splits.values())).features
     if with_classes:
         declared = {**declared, "from_one": False}
-    schema = make_schema(None, labels, task, "maps of objects", declared)
+    schema = make_schema(None, labels, task, "maps of objects", declared, notes)
     return splits, schema, notes

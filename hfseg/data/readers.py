@@ -76,12 +76,7 @@ def read_local(
             known = [split_name(word) for word in words if split_name(word) in SPLIT_NAMES]
             files.setdefault(known[-1] if known else "train", []).append(str(file))
         return _read_parquet(files, streaming), []
-    try:
-        splits, notes = read_folder(root, instances=instances, skip=skip)
-    except UserError as error:
-        if any(root.rglob("*.json")) or any(root.rglob("labels/**/*.txt")) or "instance" in error.found:
-            error.fix = f"{error.fix or 'add label maps'}; or, if its files list objects: --task instance"
-        raise
+    splits, notes = read_folder(root, instances=instances, skip=skip)
     return {split: _from_pairs(pairs) for split, pairs in splits.items()}, notes
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco
 
-from hfseg.errors import BadSample
+from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
 from hfseg.ops import rle
 
 IGNORED = -1  # class id of an object that nobody learns
+_FAR = 1_000_000  # pixels
 
 
 @dataclass
@@ -30,12 +31,15 @@ class Segments:
         layer_of: (N,) the layer that each object is in.
         labels: (N,) class ids; `IGNORED` for an object of no class.
         crowd: (N,) bool: a region of many objects that nobody told apart.
+        areas: (N,) pixels, as the annotations state them, which COCO's size ranges go by; NaN where one states none.
+            None where no one does, and once the pixels were moved.
     """
 
     layers: np.ndarray
     layer_of: np.ndarray
     labels: np.ndarray
     crowd: np.ndarray
+    areas: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -168,7 +172,7 @@ class Segments:
         Returns:
             The same objects, some of which may have lost all their pixels.
         """
-        return replace(self, layers=np.stack([change(layer) for layer in self.layers]))
+        return replace(self, layers=np.stack([change(layer) for layer in self.layers]), areas=None)
 
     def with_others(self, others: Segments, chosen: np.ndarray, where: np.ndarray) -> Segments:
         """Lays objects of another image on top.
@@ -247,13 +251,17 @@ def read_segments(row: Mapping[str, Any], schema: LabelSchema, size: tuple[int, 
     Raises:
         BadSample: When something cannot be read, or does not fit the image.
     """
+    _refuse_other_size(row.get("drawn_on"), size, name)
+    if row.get("class_object_map") is not None:
+        return _from_class_object_map(row["class_object_map"], schema, size, name)
     if row.get("segment_map") is not None:
         return _from_maps(row, schema, size, name)
     entries = row.get("instances") or []
     try:
         codes = [to_code(json.loads(entry["segmentation"]), size) for entry in entries]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
-        raise BadSample(name, f"a mask that cannot be read: {' '.join(str(error).split())[:120]}",
+    except (UserError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
+        reason = error.found if isinstance(error, UserError) else str(error)
+        raise BadSample(name, f"a mask that cannot be read: {' '.join(reason.split())[:120]}",
                         "COCO polygons or run-length codes of the image's size",
                         "mend it, or remove the row") from error
     for code in codes:
@@ -262,14 +270,30 @@ def read_segments(row: Mapping[str, Any], schema: LabelSchema, size: tuple[int, 
             raise BadSample(name, f"the image is {width} x {height} pixels and a mask {mask_width} x {mask_height}",
                             "the same width and height", "resize the masks, or remove the row")
     labels = _class_ids([entry["category_id"] for entry in entries], schema, name)
-    return Segments.from_codes(size, codes, labels, [bool(entry.get("iscrowd")) for entry in entries])
+    found = Segments.from_codes(size, codes, labels, [bool(entry.get("iscrowd")) for entry in entries])
+    stated = [entry.get("area") for entry in entries]
+    if any(area is not None for area in stated):
+        found.areas = np.array(stated, np.float64)  # None becomes NaN
+    return found
+
+
+def _refuse_other_size(drawn_on: Sequence[int] | None, size: tuple[int, int], name: str) -> None:
+    """Outlines of another size would lie elsewhere, and nothing would tell."""
+    if not drawn_on or tuple(drawn_on) == tuple(size):
+        return
+    turned = tuple(drawn_on)[::-1] == tuple(size)
+    raise BadSample(name, f"the image is {size[1]} x {size[0]} pixels, and its annotations are for {drawn_on[1]} x "
+                    f"{drawn_on[0]}", "the same width and height",
+                    "the image may carry a rotation (EXIF) that was passed over: save it upright, and state its size"
+                    if turned else "annotate the image as it is, or state its size rightly")
 
 
 def to_code(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Turns what COCO calls a segmentation into a run-length code.
 
     Args:
-        segmentation: Polygons `[[x, y, x, y...]...]`, or a code: `counts` as text or as a list of numbers.
+        segmentation: Polygons `[[x, y, x, y...]...]`, of which those of less than three points are passed over, or a
+            code: `counts` as text or as a list of numbers.
         size: (H, W) of the image, for polygons.
 
     Returns:
@@ -287,6 +311,8 @@ def to_code(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
         rings = [ring for ring in rings if len(ring) >= 6]
         if any(not np.isfinite(ring).all() or len(ring) % 2 for ring in rings):
             raise ValueError("a polygon of odd length, or of numbers that are none")
+        if any(np.abs(ring).max() > _FAR for ring in rings):  # pycocotools walks along all of it
+            raise ValueError(f"a polygon that reaches more than {_FAR} pixels beyond the image")
         if not rings:
             return coco.encode(np.zeros(size, np.uint8, order="F"))
         return coco.merge(coco.frPyObjects([ring.tolist() for ring in rings], *size))
@@ -305,6 +331,25 @@ def _class_ids(stored: Sequence[int], schema: LabelSchema, name: str) -> np.ndar
     return np.where(ids == schema.ignore_index, IGNORED, ids)
 
 
+def _from_class_object_map(value: Any, schema: LabelSchema, size: tuple[int, int], name: str) -> Segments:
+    """Objects of a picture whose red is the class and whose green is the object's number, 0 for none."""
+    from hfseg.data.images import decode_ids
+
+    ids = decode_ids(value, name)
+    _refuse_other_map(ids, "map of objects", size, name)
+    known = np.unique(ids) + 1  # so that class 0 without an object is a region, too
+    labels = _class_ids((known - 1) % 256, schema, name)
+    things = np.asarray(schema.is_thing)[labels] & (labels >= 0)
+    alone = (known - 1) // 256 > 0
+    return Segments.from_map(ids + 1, known, np.where(things & ~alone, IGNORED, labels), np.zeros(len(known), bool))
+
+
+def _refuse_other_map(found: np.ndarray, what: str, size: tuple[int, int], name: str) -> None:
+    if found.shape != tuple(size):
+        raise BadSample(name, f"the image is {size[1]} x {size[0]} pixels and its {what} {found.shape[1]} x "
+                        f"{found.shape[0]}", "the same width and height", "resize the map by nearest neighbour")
+
+
 def _from_maps(row: Mapping[str, Any], schema: LabelSchema, size: tuple[int, int], name: str) -> Segments:
     from hfseg.data.images import decode_ids, decode_map
 
@@ -313,9 +358,8 @@ def _from_maps(row: Mapping[str, Any], schema: LabelSchema, size: tuple[int, int
     if row.get("semantic_map") is not None:
         semantic = schema.apply(decode_map(row["semantic_map"], name, schema.rgb), name).astype(np.int64)
     for found, what in ((ids, "map of objects"), (semantic, "label map")):
-        if found is not None and found.shape != tuple(size):
-            raise BadSample(name, f"the image is {size[1]} x {size[0]} pixels and its {what} {found.shape[1]} x "
-                            f"{found.shape[0]}", "the same width and height", "resize the map by nearest neighbour")
+        if found is not None:
+            _refuse_other_map(found, what, size, name)
     if row.get("instances") is not None:
         entries = row["instances"]
         labels = _class_ids([entry["category_id"] for entry in entries], schema, name)

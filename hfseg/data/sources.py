@@ -16,10 +16,11 @@ import numpy as np
 from hfseg.data.columns import canonical, canonical_names, checked, find_columns, labelled, with_features
 from hfseg.data.folder_names import split_name
 from hfseg.data.images import Sample, decode_map, look_at, name_of, read_row
-from hfseg.data.instances import from_tables, make_schema, open_instances
+from hfseg.data.instances import make_schema, open_instances, tasks_of
 from hfseg.data.readers import find_beside, find_on_hub, read_hub, read_local, read_shapes
 from hfseg.data.scan import MAX_MAPS, Scan, scan_maps
 from hfseg.data.schemas import find_schema, names_from_features, names_from_model, read_declared
+from hfseg.data.tables import from_tables
 from hfseg.errors import BadSample, UserError, one_of
 from hfseg.labels import LabelSchema
 from hfseg.recipe import LabelsConfig
@@ -194,11 +195,28 @@ def load_data(
     labels = labels or LabelsConfig()
     path, skip = str(path), on_bad_sample == "skip"
     if task != "semantic":
-        splits, schema, notes = _open_objects(path, name, revision, streaming, task, labels, scenes, skip)
-        streamed = isinstance(next(iter(splits.values())), datasets.IterableDataset)
+        splits, schema, notes = _open_objects(path, name, revision, streaming, task, labels, scenes, skip,
+                                              (image_column, label_column))
         splits = {key: checked(rows, key, skip, notes) for key, rows in canonical_names(splits).items()}
-        return _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,
-                         validation_fraction, seed)
+    else:
+        own = path.partition("/")[0] == "shapes" or os.path.exists(os.path.expanduser(path))
+        opened = None if own else read_hub(path, name, revision, streaming)
+        try:
+            splits, schema, notes = _open_maps(
+                path, opened, revision, streaming, labels, fallback, (train_split, validation_split), image_column,
+                label_column, model_names, scenes, max_scanned, skip, seed)  # fmt: skip
+        except UserError as error:
+            if tasks := _other_tasks(path, opened):
+                error.fix = f"{error.fix or 'add label maps'}; or, for the objects that it has: {tasks}"
+            raise
+    streamed = isinstance(next(iter(splits.values())), datasets.IterableDataset)
+    return _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,
+                     validation_fraction, seed)
+
+
+def _open_maps(path, opened, revision, streaming, labels, fallback, wanted, image_column, label_column, model_names,
+               scenes, max_scanned, skip, seed):
+    """Opens data with label maps: their splits, schema and notes."""
     declared, notes = {}, []
     if path == "shapes" or path.startswith("shapes/"):
         splits, declared = read_shapes(path, scenes)
@@ -208,8 +226,7 @@ def load_data(
         splits, notes = read_local(root, instances=binary, streaming=streaming, skip=skip)
         find = partial(find_beside, root)
     else:
-        splits = read_hub(path, name, revision, streaming)
-        find = partial(find_on_hub, path, revision)
+        splits, find = opened, partial(find_on_hub, path, revision)
     if not declared and not isinstance(labels, LabelSchema):
         try:
             declared = read_declared(find)
@@ -219,7 +236,9 @@ def load_data(
             notes.append(f"labels: {error.found}; passed over, since data.labels names the classes")
 
     splits = {key: with_features(rows) for key, rows in canonical_names(splits).items()}
-    splits, features = labelled(splits, image_column, label_column, (train_split, validation_split), notes)
+    splits, features = labelled(splits, image_column, label_column, wanted, notes)
+    if "segments_info" in features:
+        notes.append("the tables tell segments apart (segments_info): --task instance or --task panoptic reads them")
     image_column, label_column = find_columns(features, image_column, label_column)
     splits = {key: canonical(rows, image_column, label_column) for key, rows in splits.items()}
     splits = {key: checked(rows, key, skip, notes) for key, rows in splits.items()}
@@ -253,12 +272,23 @@ def load_data(
         notes += more
     if not skip:
         _refuse_unknown(schema, scan, sample)
-
-    return _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,
-                     validation_fraction, seed)
+    return splits, schema, notes
 
 
-def _open_objects(path, name, revision, streaming, task, labels, scenes, skip):
+def _other_tasks(path: str, opened: dict[str, Any] | None) -> str:
+    """The flags for what data can be read for that has no usable label maps."""
+    local = Path(path).expanduser()
+    try:
+        if opened is None and local.exists():
+            tasks = tasks_of(read_local(local)[0] if _holds_tables(local) else local)
+        else:
+            tasks = tasks_of(opened or {})
+    except (UserError, StopIteration):  # the first error says what is wrong
+        return ""
+    return " or ".join(f"--task {task}" for task in tasks)
+
+
+def _open_objects(path, name, revision, streaming, task, labels, scenes, skip, columns):
     """Opens data with objects: their splits, schema and notes."""
     if path == "shapes" or path.startswith("shapes/"):
         from hfseg.data.shapes import DOMAINS
@@ -268,18 +298,22 @@ def _open_objects(path, name, revision, streaming, task, labels, scenes, skip):
         domain = DOMAINS[path.partition("/")[2] or "source"]
         things = tuple(one for one, thing in zip(domain.names, domain.things, strict=True) if thing)
         chosen = labels if isinstance(labels, LabelSchema) else dataclasses.replace(schema, things=things)
-        splits, _ = from_tables(splits)
-        return splits, make_schema(None, labels, task, path, {"schema": chosen}), []
+        notes: list[str] = []
+        schema = make_schema(None, labels, task, path, {"schema": chosen}, notes)
+        return from_tables(splits).splits, schema, notes
     local = Path(path).expanduser()
     if not local.exists():
         return open_instances(path, read_hub(path, name, revision, streaming), task, labels, skip,
-                              partial(find_on_hub, path, revision))
-    tables = local.suffix == ".parquet" or (local / "dataset_dict.json").is_file() or (
-        local / "state.json").is_file() or any(local.rglob("*.parquet"))
-    if tables:
+                              partial(find_on_hub, path, revision), columns)
+    if _holds_tables(local):
         opened, _ = read_local(local, streaming=streaming, skip=skip)
-        return open_instances(path, opened, task, labels, skip, partial(find_beside, local))
+        return open_instances(path, opened, task, labels, skip, partial(find_beside, local), columns)
     return open_instances(local, None, task, labels, skip)
+
+
+def _holds_tables(local: Path) -> bool:
+    return local.suffix == ".parquet" or any((local / file).is_file() for file in (
+        "dataset_dict.json", "state.json")) or any(local.rglob("*.parquet"))
 
 
 def _finished(splits, schema, notes, streamed, path, labels, revision, task, train_split, validation_split,

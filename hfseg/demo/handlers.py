@@ -289,7 +289,7 @@ def run(
     """
     shown, note = _smaller(image, options.longest_side), None
     tile, large = options.tile, shown.shape[0] * shown.shape[1] > LARGE
-    if tile is None and large and not getattr(segmenter.processor, "do_resize", False):
+    if tile is None and large and not segmenter.tile and not getattr(segmenter.processor, "do_resize", False):
         tile, note = 1024, "Large image: computed in tiles of 1024 pixels."
     timed, spent = options.settled(segmenter, tile).timed()
     if outputs is not None and timed.task != "semantic" and not timed.tta and not timed.needs_tiles(shown.shape):

@@ -85,6 +85,8 @@ def evaluate(model, data, *, split: str | None = None, batch_size: int = 8, limi
         channels=segmenter.channels, to_model=align_classes(schema, names, say), tile=tile, tta=tta,
         max_detections=max_detections or 100,
     )  # fmt: skip
+    if evaluator.split.whole:
+        say(f"note: the first {limit} images of the {evaluator.split.whole} of {chosen} are scored, and no others")
     results = evaluator.run(segmenter, verbose=verbose)
     for text in evaluator.skipped:
         say(f"skipped: {text}")

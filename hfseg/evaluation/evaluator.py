@@ -15,9 +15,10 @@ from hfseg.data import SegmentationData
 from hfseg.data.images import Sample
 from hfseg.errors import UserError
 from hfseg.evaluation.panels import draw_samples
+from hfseg.evaluation.processes import added_up
 from hfseg.evaluation.protocol import protocol
 from hfseg.evaluation.split import Split, batched
-from hfseg.evaluation.tallies import PixelTally, SegmentTally, added_up
+from hfseg.evaluation.tallies import PixelTally, SegmentTally
 from hfseg.inference_settings import check_tile, read_tta
 from hfseg.labels import LabelSchema
 from hfseg.segmenter import Segmenter
@@ -65,14 +66,15 @@ class Evaluator:
         Args:
             segmenter: What predicts.
             objective: Loss of (logits, labels), averaged over images as `loss`. With tiles it gets the blended logits
-                of an image in one piece, which then have to fit into memory.
+                of an image in one piece, which then have to fit into memory. Of a network that computes its own loss,
+                a `MaskLoss`.
             accelerator: Of a run with several processes.
             verbose: Whether to show a progress bar.
 
         Returns:
             Plain Python values: `mean_iou`, `mean_accuracy`, `overall_accuracy`, `per_category_iou` by name and
             more scores, `loss`, `num_images`, `protocol`. A class that never occurs scores None. For instances
-            `mask_ap` and its kin, for panoptic maps `panoptic_quality`, and no loss.
+            `mask_ap` and its kin, for panoptic maps `panoptic_quality`.
 
         Raises:
             BadSample: When a sample cannot be used and `on_bad_sample` is `stop`.
@@ -100,7 +102,7 @@ class Evaluator:
         names = [config.id2label[i] for i in range(config.num_labels)]
         if segmenter.task == "semantic":
             return PixelTally(segmenter, self.split, names, objective)
-        return SegmentTally(segmenter, self.split, names, self.max_detections)
+        return SegmentTally(segmenter, self.split, names, self.max_detections, objective)
 
     def _as_wanted(self, segmenter: Segmenter) -> Segmenter:
         return segmenter.using(tile=self.tile, tta=self.tta)

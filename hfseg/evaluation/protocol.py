@@ -21,8 +21,9 @@ _SEGMENTS = {
     "instance": {
         "scored_at": _MASKS_AT,
         "averaging": "COCO: the mean over IoU thresholds 0.50 to 0.95 and classes of the area under the precision "
-                     "envelope; areas are those of the masks; the boundary score takes the smaller of the IoU of masks "
-                     "and that of their boundaries",
+                     "envelope; an object's area is that which its annotation states, as for pycocotools, or else "
+                     "that of its mask; the boundary score takes the smaller of the IoU of masks and that of their "
+                     "boundaries",
     },
     "panoptic": {
         "scored_at": _MASKS_AT,
@@ -47,6 +48,7 @@ def protocol(split: Split, segmenter: Segmenter, skipped: int, max_detections: i
     processor, rules, task = segmenter.processor, segmenter.rules, segmenter.task
     written = {
         "split": split.name,
+        "images_in_split": split.whole,  # of which the first ones alone were scored
         "data": split.data.source,
         "data_revision": split.data.revision,
         "resize": dict(processor.size) if getattr(processor, "do_resize", False) else None,

@@ -47,6 +47,12 @@ class Split:
         count = len(self.data[self.name])
         return min(count, self.limit) if self.limit else count
 
+    @property
+    def whole(self) -> int | None:
+        """Number of images without the limit; None for a stream, and where there is no limit that leaves any out."""
+        count = None if self.data.streaming else len(self.data[self.name])
+        return count if count is not None and self.limit and self.limit < count else None
+
     def share(self, rank: int, world: int, verbose: bool) -> Iterator[Numbered]:
         """Decodes every n-th image.
 

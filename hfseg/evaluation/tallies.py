@@ -11,6 +11,8 @@ from accelerate import Accelerator
 
 from hfseg.data.images import Sample
 from hfseg.errors import UserError
+from hfseg.evaluation.mask_loss import MaskLoss
+from hfseg.evaluation.processes import added_up
 from hfseg.evaluation.split import Numbered, Split
 from hfseg.metrics.scorers import SCORERS
 from hfseg.metrics.scores import scores_from_matrix, to_json_ready
@@ -25,11 +27,14 @@ class PixelTally:
         segmenter: What predicts.
         split: What is true.
         names: Classes of the model.
-        objective: Loss of (logits, labels), averaged over images; None for none.
+        objective: Loss of (logits, labels), or that of a network which computes its own, averaged over images; None
+            for none.
     """
 
     def __init__(self, segmenter: Segmenter, split: Split, names: Sequence[str], objective: Any = None):
-        self.segmenter, self.split, self.names, self.objective = segmenter, split, names, objective
+        self.watched = objective if isinstance(objective, MaskLoss) else None
+        self.segmenter = self.watched.watching(segmenter) if self.watched else segmenter
+        self.split, self.names, self.objective = split, names, None if self.watched else objective
         self.matrix = np.zeros((len(names), len(names)), np.int64)
         self.loss = 0.0
 
@@ -39,7 +44,11 @@ class PixelTally:
         Args:
             batch: Numbers and samples.
         """
-        count, ignored, samples = len(self.names), self.split.ignore_index, [sample for _, sample in batch]
+        for part in self.watched.parts(batch) if self.watched else [batch]:
+            self._add([sample for _, sample in part])
+
+    def _add(self, samples: list[Sample]) -> None:
+        count, ignored = len(self.names), self.split.ignore_index
         if self.objective is None and self.segmenter.needs_tiles(samples[0].image.shape):  # logits are never whole
             for sample, prediction in zip(samples, self.segmenter.predict_maps([one.image for one in samples])):
                 self.matrix += confusion_counts(self.split.reference(sample), prediction, count, ignored)
@@ -68,6 +77,8 @@ class PixelTally:
             accelerator: Of the run.
         """
         self.matrix = added_up(accelerator, self.matrix)
+        if self.watched:
+            self.watched.gather(accelerator)
         [self.loss] = added_up(accelerator, np.array([self.loss], np.float64))
 
     def results(self, images: int) -> dict[str, Any]:
@@ -80,7 +91,8 @@ class PixelTally:
             Plain values.
         """
         results = scores_from_matrix(self.matrix, self.names)
-        results["loss"] = self.loss / images if self.objective is not None else None
+        loss = self.watched.total if self.watched else self.loss
+        results["loss"] = loss / images if self.objective is not None or self.watched else None
         results = to_json_ready(results)
         results["per_category_confusion"] = {  # by true class, the pixels of each predicted one
             name: {self.names[other]: int(row[other]) for other in np.flatnonzero(row)}
@@ -97,12 +109,14 @@ class SegmentTally:
         split: What is true.
         names: Classes of the model.
         max_detections: Of a class in an image, the best ones that count for average precision.
+        watched: The loss of a network that computes its own, averaged over images; None for none.
 
     Raises:
         UserError: For data of label maps alone.
     """
 
-    def __init__(self, segmenter: Segmenter, split: Split, names: Sequence[str], max_detections: int):
+    def __init__(self, segmenter: Segmenter, split: Split, names: Sequence[str], max_detections: int,
+                 watched: MaskLoss | None = None):
         if split.data.task == "semantic":
             raise UserError("the model tells objects apart, and the data was read as label maps",
                             "data with objects", "load_data(..., task='instance') or 'panoptic'")
@@ -111,7 +125,8 @@ class SegmentTally:
         if segmenter.task == "instance":
             segmenter = segmenter.using(threshold=0.0, overlaps=True,
                                         max_segments=max(max_detections, segmenter.rules.max_segments or 100))
-        self.segmenter, self.split, self.names = segmenter, split, names
+        self.segmenter = watched.watching(segmenter) if watched else segmenter
+        self.split, self.names, self.watched = split, names, watched
 
     def add(self, batch: list[Numbered]) -> None:
         """Predicts and compares some images of one shape.
@@ -119,9 +134,10 @@ class SegmentTally:
         Args:
             batch: Numbers and samples.
         """
-        found = self.segmenter.segments([sample.image for _, sample in batch])
-        for (number, sample), one in zip(batch, found, strict=True):
-            self.scorer.add(number, one, sample, self.split.to_model)
+        for part in self.watched.parts(batch) if self.watched else [batch]:
+            found = self.segmenter.segments([sample.image for _, sample in part])
+            for (number, sample), one in zip(part, found, strict=True):
+                self.scorer.add(number, one, sample, self.split.to_model)
 
     def gather(self, accelerator: Accelerator) -> None:
         """Adds what the other processes compared.
@@ -130,6 +146,8 @@ class SegmentTally:
             accelerator: Of the run.
         """
         self.scorer.gather(accelerator)
+        if self.watched:
+            self.watched.gather(accelerator)
 
     def results(self, images: int) -> dict[str, Any]:
         """Scores the split.
@@ -140,19 +158,5 @@ class SegmentTally:
         Returns:
             Plain values.
         """
-        return {"task": self.segmenter.task, **to_json_ready(self.scorer.scores(self.names)), "loss": None}
-
-
-def added_up(accelerator: Accelerator, values: np.ndarray) -> np.ndarray:
-    """Adds numbers up over the processes.
-
-    Counts travel as int64 and sums as float64 on CPU; MPS has neither, and runs one process.
-
-    Args:
-        accelerator: Of the run.
-        values: Of this process.
-
-    Returns:
-        The sums.
-    """
-    return accelerator.reduce(torch.from_numpy(values).to(accelerator.device), "sum").cpu().numpy()
+        loss = {"loss": self.watched.total / images if self.watched else None}
+        return {"task": self.segmenter.task, **to_json_ready(self.scorer.scores(self.names) | loss)}

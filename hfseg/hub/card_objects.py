@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from hfseg.hub.card_facts import PER_CLASS, Facts
-from hfseg.hub.card_results import recorded, score_table
-from hfseg.hub.card_sections import data_of
-from hfseg.hub.card_text import code, counted, listing, number, picture
-from hfseg.run_directory import SAMPLES
+from hfseg.hub.card_scores import limits_section, more_samples, opening, recorded, weakest
+from hfseg.hub.card_text import code, listing, number, picture
 
-_PANELS, _WORST = 4, 5
 _LOW = 0.1  # an average precision below: most objects are missed
 
 
@@ -27,15 +24,17 @@ def object_results(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if facts.results is None:
         return None
     _, called, chart = PER_CLASS[facts.task]
-    split = facts.protocol.get("split", "unknown")
-    parts = ["## Results", f"On {code(split)} of {data_of(facts)}, "
-             f"{counted(facts.results.get('num_images', 0), 'image')}, at their original size:", score_table(facts)]
+    parts = opening(facts)
     if facts.task == "instance":
         found = facts.results
         parts.append("| | small | medium | large |\n|---|---|---|---|\n| AP | " + " | ".join(
             number(found.get(f"mask_ap_{area}")) for area in ("small", "medium", "large")) + " |\n| AR | " + " | ".join(
             number(found.get(f"mask_ar_{area}")) for area in ("small", "medium", "large")) + " |")
-        parts.append("Small objects have less than 32 x 32 pixels, large ones more than 96 x 96.")
+        recalls = [f"{int(key[8:])} {number(value)}" for key, value in found.items()
+                   if key.startswith("mask_ar_") and key[8:].isdigit()]
+        parts.append("Small objects have less than 32 x 32 pixels, large ones more than 96 x 96."
+                     + (" AR is the mean recall over the thresholds; by how many detections of a class in an image "
+                        f"count: {'; '.join(recalls)}." if recalls else ""))
     else:
         parts.append("| | PQ | SQ | RQ |\n|---|---|---|---|\n" + "\n".join(
             f"| {kind} | " + " | ".join(number(facts.results.get(f"{name}_quality_{kind}")) for name in (
@@ -43,9 +42,7 @@ def object_results(facts: Facts, metadata: dict[str, Any]) -> str | None:
     parts.append(picture(f"{called} per class", chart))
     parts.append("\n".join([f"| id | class | {called} |", "|---:|---|---:|"] + [
         f"| {i} | {code(name)} | {number(value)} |" for i, (name, value) in enumerate(facts.per_class.items())]))
-    if panels := facts.samples[1:_PANELS]:
-        parts.append("More samples, with image, truth and prediction:")
-        parts += [picture("A sample: image, truth and prediction", SAMPLES, panel) for panel in panels]
+    parts += more_samples(facts, "image, truth and prediction")
     return "\n\n".join(parts)
 
 
@@ -62,11 +59,7 @@ def object_limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if facts.results is None:
         return None
     called = PER_CLASS[facts.task][1]
-    scored = sorted((value, name) for name, value in facts.per_class.items() if value is not None)
-    points = []
-    if len(scored) > 1:
-        worst = scored[: min(_WORST, max(1, len(scored) // 2))]
-        points.append("Weakest: " + "; ".join(f"{code(name)} ({called} {value:.3f})" for value, name in worst) + ".")
+    points = weakest(facts.per_class, lambda name, value: f"{code(name)} ({called} {value:.3f})")
     if facts.task == "instance":
         low = [area for area in ("small", "medium", "large")
                if (value := facts.results.get(f"mask_ap_{area}")) is not None and value < _LOW]
@@ -74,15 +67,7 @@ def object_limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
             points.append(f"Most {listing(low)} objects are missed, or their outlines are far off.")
         points.append("Masks of one image may overlap, and an object may be found twice: a score of 0.5 is where "
                       "`hfseg predict` stops showing them, and another threshold may suit your images better.")
-    if absent := [code(name) for name, value in facts.per_class.items() if value is None]:
-        points.append(f"Not measured, since this split does not have them: {listing(absent, 20)}.")
-    if skipped := facts.protocol.get("skipped_images"):
-        points.append(f"{counted(skipped, 'image')} of the split could not be read and were left out of the scores.")
-    images = counted(facts.results.get("num_images", 0), "image")
-    points.append(f"The scores are those of {images} of {data_of(facts)}"
-                  + (", by which the best weights were also chosen; expect less elsewhere."
-                     if "best_step" in facts.training else "; expect others elsewhere."))
-    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+    return limits_section(facts, points, facts.per_class, "this split does not have them")
 
 
 def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
@@ -101,7 +86,8 @@ def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
         "instance": "Average precision as COCO has it: detections are ranked by their score. One is right if the IoU "
                     "of its mask with an object that no better one found is above a threshold. The score is the mean, "
                     "over the thresholds 0.50, 0.55 ... 0.95, of the area under the curve of precision over recall. "
-                    f"The {facts.protocol.get('max_detections', 100)} best detections of an image count. The boundary "
+                    f"The {facts.protocol.get('max_detections', 100)} best detections of a class in an image count. "
+                    "An object's area is the one that its annotation states, or else that of its mask. The boundary "
                     "score compares outlines as well, and is the stricter one for large objects.",
         "panoptic": "Panoptic quality: a predicted and a true segment of one class match if their IoU is above a half. "
                     "PQ is the sum of the IoUs of matches, divided by the matches and half of what is left unmatched "

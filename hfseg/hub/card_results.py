@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-import yaml
-
 from hfseg.hub.card_facts import Facts
-from hfseg.hub.card_metadata import SCORES
-from hfseg.hub.card_sections import data_of
-from hfseg.hub.card_text import code, counted, fenced, line, listing, number, picture, public, share
-from hfseg.run_directory import SAMPLES
+from hfseg.hub.card_scores import limits_section, more_samples, opening, recorded, weakest
+from hfseg.hub.card_text import code, counted, line, listing, number, picture, public, share
 
 _LONG_TABLE = 40  # classes; a longer table is folded
-_PANELS = 4  # in the card; the run may hold more
 _FEW = 1e-3  # of the labelled pixels: a class with less is named as one with few
-_WORST, _PAIRS = 5, 5
+_PAIRS = 5
 _LEAST_CONFUSED = 0.01  # of a class's pixels
 _BUSY = 1.25  # processes that want to run, per core
 COLUMNS = {
@@ -37,28 +31,8 @@ def results(facts: Facts, metadata: dict[str, Any]) -> str | None:
     """
     if facts.results is None:
         return None
-    split, count = facts.protocol.get("split", "unknown"), facts.results.get("num_images", 0)
-    scores = score_table(facts)
-    parts = ["## Results", f"On {code(split)} of {data_of(facts)}, {counted(count, 'image')}, at their original size:",
-             scores, picture("IoU per class", facts.bars), _table(facts)]
-    if panels := facts.samples[1:_PANELS]:
-        parts.append("More samples, with image, truth, prediction and errors in red:")
-        parts += [picture("A sample: image, truth, prediction and errors", SAMPLES, panel) for panel in panels]
-    return "\n\n".join(parts)
-
-
-def score_table(facts: Facts) -> str:
-    """Shows the scores of the task in a row.
-
-    Args:
-        facts: Of the run.
-
-    Returns:
-        Markdown.
-    """
-    shown = SCORES[facts.task]
-    header = "| " + " | ".join(shown.values()) + " |\n" + "|---" * len(shown) + "|\n"
-    return header + "| " + " | ".join(number(facts.results.get(key)) for key in shown) + " |"
+    parts = [*opening(facts), picture("IoU per class", facts.bars), _table(facts)]
+    return "\n\n".join(parts + more_samples(facts, "image, truth, prediction and errors in red"))
 
 
 def limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
@@ -74,11 +48,7 @@ def limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if facts.results is None:
         return None
     iou = facts.results["per_category_iou"]
-    scored = sorted((value, i, name) for i, (name, value) in enumerate(iou.items()) if value is not None)
-    points = []
-    if len(scored) > 1:
-        worst = scored[: min(_WORST, max(1, len(scored) // 2))]
-        points.append("Weakest: " + "; ".join(_how(facts, name, value) for value, _, name in worst) + ".")
+    points = weakest(iou, lambda name, value: _how(facts, name, value))
     if pairs := confused(facts.results):
         points.append("Most often confused: " + "; ".join(
             f"{share(part)} of the pixels of {code(truth)} are labelled {code(other)}" for part, truth, other in pairs)
@@ -88,16 +58,7 @@ def limits(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if few := [name for name in counts if 0 < counts[name] < _FEW * total]:
         shown = [f"{code(name)} ({counts[name]:,})" for name in sorted(few, key=lambda name: counts[name])]
         points.append(f"Few labelled pixels in this split, so chance weighs in their scores: {listing(shown, 10)}.")
-    if absent := [code(name) for name, value in iou.items() if value is None]:
-        points.append(f"Not measured, since neither the labels nor the predictions of this split have them: "
-                      f"{listing(absent, 20)}.")
-    if skipped := facts.protocol.get("skipped_images"):
-        points.append(f"{counted(skipped, 'image')} of the split could not be read and were left out of the scores.")
-    points.append(f"The scores are those of {counted(facts.results.get('num_images', 0), 'image')} of "
-                  f"{data_of(facts)}, by which the best weights were also chosen; expect less elsewhere."
-                  if "best_step" in facts.training else
-                  f"The scores are those of {data_of(facts)}; expect others elsewhere.")
-    return "## Limits\n\n" + "\n".join(f"- {point}" for point in points)
+    return limits_section(facts, points, iou, "neither the labels nor the predictions of this split have them")
 
 
 def evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
@@ -129,20 +90,6 @@ def evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
     if views := protocol.get("test_time_augmentation"):
         words.append(f"Probabilities are averaged over views of the image: {listing([code(view) for view in views])}.")
     return "\n\n".join(("## Evaluation protocol", *words, recorded(facts)))
-
-
-def recorded(facts: Facts) -> str:
-    """Shows the protocol as it was recorded.
-
-    Args:
-        facts: Of the run.
-
-    Returns:
-        A block of YAML.
-    """
-    noted = {key: value for key, value in public(facts.protocol).items() if value is not None}
-    text = yaml.safe_dump(json.loads(json.dumps(noted)), sort_keys=False, allow_unicode=True, width=88)
-    return fenced(text, "yaml")
 
 
 def speed(facts: Facts, metadata: dict[str, Any]) -> str | None:

@@ -150,7 +150,8 @@ def _columns(schema: LabelSchema, features: datasets.Features) -> str:
     bits = 8 if schema.dtype == np.uint8 else 16
     objects = "" if "instances" not in features else (
         "\n- `instances`: the objects, each with `category_id` (the class id), `iscrowd` (a region of many that "
-        "nobody told apart), `id` (from 1), and `segmentation`: its mask as COCO run-length code, in JSON. "
+        "nobody told apart), `id` (from 1), `segmentation`: its mask as COCO run-length code, in JSON, "
+        "and `area`: that which its annotation stated, if it did. "
         f"`hfseg train --task {'instance' if all(schema.is_thing) else 'panoptic'}` reads them.")
     return (f"## Columns\n\n- `image`: {image}.\n- `semantic_map`: a PNG of one channel of {bits} bits, as large as "
             f"the image: the class id of every pixel, {schema.ignore_index} where it has none.\n- `image_id`: its "

@@ -20,8 +20,8 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from hfseg.data.images import ARRAY_SUFFIXES, Sample, read_row
-from hfseg.data.instances import OBJECTS
 from hfseg.data.sources import SegmentationData, StreamingSegmentationData
+from hfseg.data.tables import OBJECTS
 from hfseg.errors import BadSample, UserError
 from hfseg.labels import LabelSchema
 
@@ -150,11 +150,13 @@ def columns(data: Data) -> datasets.Features:
 def _objects(sample: Sample) -> list[dict[str, Any]]:
     """The objects of a sample, by their class ids; those of no class are left out."""
     found = sample.segments
+    areas = np.full(len(found), np.nan) if found.areas is None else found.areas
+    objects = enumerate(zip(found.codes(), found.labels, found.crowd, areas, strict=True), start=1)
     return [
         {"category_id": int(label), "iscrowd": bool(crowd), "id": number, "segmentation": json.dumps(
-            {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")})}
-        for number, (code, label, crowd) in enumerate(zip(found.codes(), found.labels, found.crowd, strict=True), 1)
-        if label >= 0
+            {"size": [int(side) for side in code["size"]], "counts": code["counts"].decode("ascii")}),
+         "area": None if np.isnan(area) else float(area)}
+        for number, (code, label, crowd, area) in objects if label >= 0
     ]  # fmt: skip
 
 

@@ -29,6 +29,7 @@ class ForwardPass:
     tile: int | None
     tta: tuple[str | float, ...]
     resizes_windows: bool
+    watch: Any = None  # what computes the loss of the images that go through, too, in training's evaluations
 
     def __init__(
         self,
@@ -111,7 +112,8 @@ class ForwardPass:
         if self.channels_last:
             padded = padded.contiguous(memory_format=torch.channels_last)
         asked = self.family.ask(self.model, self.task, len(padded)) if self.family and self.family.ask else {}
-        return self.model(pixel_values=padded, **asked), tuple(padded.shape[-2:]), content
+        outputs = self.watch.forward(padded, content, asked) if self.watch else self.model(pixel_values=padded, **asked)
+        return outputs, tuple(padded.shape[-2:]), content
 
     def _pad(self, pixel_values: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Pad right and bottom by zeros, the mean, to what the processor would pad to and networks can take."""

@@ -82,7 +82,8 @@ def merge_windows(seen: Sequence[tuple[Window, Sequence[Piece]]], size: Sequence
     """Makes whole objects of what windows show of them.
 
     Of an object that some window shows whole, the mask there holds, and of several the best one; of one that is cut
-    everywhere, all parts together. Its score is that of its best part.
+    everywhere, all parts together. Its score is that of its best part. What a border cuts, and another window shows
+    with all around it, is left to that window, which knows better what it is.
 
     Args:
         seen: Windows of an image with the objects in each, in pixels of the image.
@@ -91,8 +92,10 @@ def merge_windows(seen: Sequence[tuple[Window, Sequence[Piece]]], size: Sequence
     Returns:
         The objects, best first.
     """
-    merged = []
-    for group in _groups([list(pieces) for _, pieces in seen], [window for window, _ in seen]):
+    windows, merged = [window for window, _ in seen], []
+    kept = [[piece for piece in pieces if not _is_cut(piece, window, size)
+             or all(_is_cut(piece, other, size) for other in windows)] for window, pieces in seen]
+    for group in _groups(kept, windows):
         best = max(piece.score for _, piece in group)
         whole = [piece for number, piece in group if not _is_cut(piece, seen[number][0], size)]
         piece = max(whole, key=lambda one: one.score) if whole else _union([piece for _, piece in group])
@@ -255,7 +258,7 @@ def _cut(array: np.ndarray, corner: tuple[int, int], window: Window) -> np.ndarr
 
 
 def _is_cut(piece: Piece, window: Window, size: Sequence[int]) -> bool:
-    """Whether a mask reaches a border of its window within the image."""
+    """Whether a mask reaches a border of a window within the image, or beyond."""
     top, bottom, left, right = piece.box
     return ((window.top > 0 and top < window.top + _MARGIN) or (window.left > 0 and left < window.left + _MARGIN)
             or (window.bottom < size[0] and bottom > window.bottom - _MARGIN)

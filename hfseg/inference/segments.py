@@ -318,6 +318,9 @@ def _placed(masks: Tensor, boxes: Tensor | None, pasted: bool, geometry: Geometr
     else:
         places = np.tile(kernels.grid(geometry.padded, geometry.content, logits.shape[1:], geometry.size),
                          (len(logits), 1))
+        if inside is not None:  # a mask learns to end within a step around its box, and a box may be a pixel too small
+            down, across = (whole / count for whole, count in zip(geometry.padded, logits.shape[1:], strict=True))
+            inside = inside + geometry.boxes(np.array([-across, -down, across, down]))
     if not len(logits):
         return logits, places, np.zeros((0, 4), np.int64)
     return logits, places, kernels.reach(logits, places, geometry.size, level, inside)

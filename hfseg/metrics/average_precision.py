@@ -1,7 +1,7 @@
 """Average precision of masks as COCO has it, from one image at a time.
 
 Of an image stays, for each detection, its score, and at each threshold and range of areas whether it found an object
-and whether it counts. Numbers equal pycocotools'; areas are those of the masks.
+and whether it counts. Numbers equal pycocotools', which takes the area of an object from its annotation.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ class Detections:
         self.images: list[tuple[int, list]] = []
 
     def add(self, number: int, codes: Sequence[Mapping], labels: Sequence[int], scores: Sequence[float],
-            true_codes: Sequence[Mapping], true_labels: Sequence[int], crowd: Sequence[bool] | None = None) -> None:
+            true_codes: Sequence[Mapping], true_labels: Sequence[int], crowd: Sequence[bool] | None = None,
+            true_areas: Sequence[float] | None = None) -> None:
         """Compares one image.
 
         Args:
@@ -55,6 +56,8 @@ class Detections:
             true_codes: Codes of the objects.
             true_labels: Class id of each.
             crowd: Whether each is a crowd, which is not to be found, and in which detections do not count.
+            true_areas: Area of each object in pixels as its annotation states it, which decides whether it is small,
+                medium or large. None, and NaN for one object: that of its mask.
 
         Raises:
             UserError: When a class is none, or lengths differ.
@@ -64,6 +67,9 @@ class Detections:
         crowd = np.zeros(len(true_labels), bool) if crowd is None else np.asarray(crowd, bool)
         if not len(codes) == len(labels) == len(scores) or not len(true_codes) == len(true_labels) == len(crowd):
             raise UserError(f"{len(codes)} masks, {len(labels)} labels and {len(scores)} scores", "as many of each")
+        areas = rle.areas(true_codes).astype(np.float64)
+        if true_areas is not None:
+            areas = np.where(np.isnan(true_areas), areas, true_areas)
         for values in (labels, true_labels):
             if len(values) and not 0 <= values.min() <= values.max() < self.num_labels:
                 raise UserError(f"label ids {np.unique(values)[:10].tolist()}", f"0 to {self.num_labels - 1}")
@@ -76,12 +82,13 @@ class Detections:
             ious = np.zeros((len(mine), len(true)))
             if len(mine) and len(true):
                 ious = np.asarray(coco.iou(ours, theirs, hidden.astype(np.uint8).tolist()))
-            kinds = [_match(ious, ours, theirs, hidden)]
+            sizes = rle.areas(ours).astype(np.float64)
+            kinds = [_match(ious, sizes, areas[true], hidden)]
             if self.boundary:
                 if len(mine) and len(true):
                     edges = [[boundary_of(code) for code in some] for some in (ours, theirs)]
                     ious = np.minimum(ious, coco.iou(*edges, hidden.astype(np.uint8).tolist()))
-                kinds.append(_match(ious, ours, theirs, hidden))
+                kinds.append(_match(ious, sizes, areas[true], hidden))
             found.append((label, scores[mine], kinds))
         self.images.append((number, found))
 
@@ -100,9 +107,10 @@ class Detections:
             names: Class names.
 
         Returns:
-            `mask_ap`, `mask_ap50`, `mask_ap75`, `mask_ap_small`, `_medium`, `_large`; `mask_ar_1`, `_10`, `_100` (or
-            `max_detections`), `_small`, `_medium`, `_large`; `per_category_ap` by name; with boundaries also
-            `boundary_ap`, `boundary_ap50`, `boundary_ap75`. NaN where there is no object.
+            `mask_ap`, `mask_ap50`, `mask_ap75`, `mask_ap_small`, `_medium`, `_large`; `mask_ar_1`, `_10`, `_100` (the
+            last one is `max_detections`, and there are none above it), `_small`, `_medium`, `_large`;
+            `per_category_ap` by name; with boundaries also `boundary_ap`, `boundary_ap50`, `boundary_ap75`. NaN where
+            there is no object.
         """
         ordered = [found for _, found in sorted(self.images, key=lambda image: image[0])]
         precision, recall = self._accumulate(ordered, 0)
@@ -122,7 +130,7 @@ class Detections:
 
     @property
     def _limits(self) -> tuple[int, ...]:
-        return tuple(sorted({1, 10, self.max_detections}))
+        return (*(most for most in (1, 10) if most < self.max_detections), self.max_detections)
 
     def _accumulate(self, ordered: list, kind: int) -> tuple[np.ndarray, np.ndarray]:
         """Precision (thresholds, recalls, classes, areas) and recall (thresholds, classes, areas, limits); -1: none."""
@@ -181,11 +189,11 @@ def boundary_of(code: Mapping) -> dict[str, Any]:
     return coco.encode(np.asfortranarray(edge))
 
 
-def _match(ious: np.ndarray, ours: list, theirs: list, crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _match(ious: np.ndarray, sizes: np.ndarray, true_sizes: np.ndarray,
+           crowd: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Whether each detection found an object, (areas, thresholds, detections), whether it is left out, and how many
     objects count, (areas,)."""
-    sizes, true_sizes = (rle.areas(codes).astype(np.float64) for codes in (ours, theirs))
-    shape = (len(AREAS), len(THRESHOLDS), len(ours))
+    shape = (len(AREAS), len(THRESHOLDS), len(sizes))
     hits, left, counted = np.zeros(shape, bool), np.zeros(shape, bool), np.zeros(len(AREAS), np.int64)
     for a, (low, high) in enumerate(AREAS.values()):
         ignored = crowd | (true_sizes < low) | (true_sizes > high)

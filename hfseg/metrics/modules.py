@@ -108,7 +108,7 @@ class MaskAP(_Streaming):
     """COCO's average precision and recall of masks over a stream of images.
 
     Predictions and references are dicts: `masks` (each (height, width), or a COCO run-length code), `labels` (class
-    ids), and `scores` in predictions, or perhaps `iscrowd` in references.
+    ids), and `scores` in predictions, or perhaps `iscrowd` and `area` in references.
 
     Args:
         num_labels: Number of classes.
@@ -140,7 +140,7 @@ class MaskAP(_Streaming):
     def _count(self, prediction, reference) -> None:
         self.detections.add(
             self.images, _codes(prediction["masks"]), prediction["labels"], prediction["scores"],
-            _codes(reference["masks"]), reference["labels"], reference.get("iscrowd"),
+            _codes(reference["masks"]), reference["labels"], reference.get("iscrowd"), reference.get("area"),
         )  # fmt: skip
         self.images += 1
 

@@ -56,7 +56,7 @@ class InstanceScorer:
         self.detections.add(
             number, predicted, [segment["label_id"] for segment in found.segments],
             [segment["score"] for segment in found.segments], [codes[i] for i in known], truth.labels[known],
-            truth.crowd[known],
+            truth.crowd[known], None if truth.areas is None else truth.areas[known],
         )  # fmt: skip
 
     def gather(self, accelerator: Any) -> None:

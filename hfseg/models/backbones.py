@@ -114,7 +114,7 @@ def pretrain_backbone(model: nn.Module, name: str, hub: dict, file: str | None =
     # AutoBackbone asks the hub for folders, too.
     kind = type(AutoBackbone.from_config(config))
     if (theirs := AutoConfig.from_pretrained(name, **hub).model_type) != config.model_type:
-        raise UserError(f"{name} is a {theirs}, and {model.config.model_type} has a {config.model_type} of its own names",
+        raise UserError(f"{name} is a {theirs}, and {model.config.model_type} wants its weights in other names",
                         "a backbone of another type, or none", "start from a checkpoint of the whole network, such as "
                         "facebook/maskformer-swin-tiny-coco, or from mask2former")
     origin, info = kind.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True,

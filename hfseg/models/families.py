@@ -62,6 +62,7 @@ class Family:
         ask: From (model, task, images) to what else `forward` takes when nothing is learnt.
         step: From the configuration, the pixels that sides have to be a multiple of.
         scored_by_mask: Whether the score of an object is also that of its mask: the mean probability inside it.
+        losses_apart: Whether it has losses in training mode alone, and then no predictions.
         keeps_aspect: Whether images are resized in proportion and padded to the one size that the network needs.
         settings: Fields of the configuration by their names in the recipe's `loss` section.
         processor: transformers' image processor for it, where the checkpoint brings none.
@@ -80,6 +81,7 @@ class Family:
     ask: Callable | None = None
     step: Callable = _no_step
     scored_by_mask: bool = False
+    losses_apart: bool = False
     keeps_aspect: bool = False
     settings: Mapping[str, str] = field(default_factory=dict)
     processor: str = "SegformerImageProcessor"
@@ -161,8 +163,9 @@ FAMILIES: dict[str, Family] = {
                settings={"no_object_weight": "eos_coefficient"}, processor="DetrImageProcessor"),
         _detector("rf_detr", ("model.model.backbone",), "model.class_embed", "model.model.enc_out_class_embed",
                   read=read_rf_detr, step=_windows, processor="RfDetrImageProcessor"),
-        _detector("hfseg_mask_rcnn", ("backbone.body",), "roi_heads.box_predictor", "roi_heads.mask_predictor"),
-        _detector("hfseg_yolact", ("backbone",), "head.classes", step=_halved),
+        _detector("hfseg_mask_rcnn", ("backbone.body",), "roi_heads.box_predictor", "roi_heads.mask_predictor",
+                  losses_apart=True),
+        _detector("hfseg_yolact", ("backbone",), "head.classes", step=_halved, losses_apart=True),
     )
 }
 

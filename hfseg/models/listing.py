@@ -43,6 +43,7 @@ def list_models(
     pattern: str = "",
     *,
     backbone: str | None = None,
+    task: str | None = None,
     max_parameters: float | None = None,
     max_gflops: float | None = None,
 ) -> list[ModelRow]:
@@ -51,6 +52,7 @@ def list_models(
     Args:
         pattern: A part of the name, the family, the backbone or the tasks.
         backbone: Lists hfseg's own networks on this backbone, those that take it.
+        task: `semantic`, `instance` or `panoptic`: leave out what does not do it.
         max_parameters: Leave out what has more, in millions.
         max_gflops: Leave out what costs more, or is not counted.
 
@@ -67,10 +69,12 @@ def list_models(
     """
     own = {PREFIX + name: backbone or line.backbone for name, line in ARCHITECTURES.items()}
     names = own if backbone else {**dict.fromkeys(KNOWN_CONFIGS), **dict.fromkeys(_other_families()), **own}
-    rows, refused = [], None
+    rows, uncounted, refused = [], [], None
     for name, body in names.items():
         tasks = " ".join(FAMILIES[_family(name)].tasks)
         if pattern.lower() not in f"{name} {body or ''} {_family(name)} {tasks}".lower():
+            continue
+        if task is not None and task not in FAMILIES[_family(name)].tasks:
             continue
         try:
             row = count(name, body)
@@ -79,12 +83,18 @@ def list_models(
                 raise
             refused = error
             continue
-        small = max_parameters is None or row.parameters <= max_parameters * 1e6
-        if small and (max_gflops is None or (row.gflops is not None and row.gflops <= max_gflops)):
+        if max_parameters is not None and row.parameters > max_parameters * 1e6:
+            continue
+        if max_gflops is not None and row.gflops is None:
+            uncounted.append(name)
+        elif max_gflops is None or row.gflops <= max_gflops:
             rows.append(row)
     if not rows:
         if refused is not None and "there is no backbone" in refused.found:
             raise refused
+        if uncounted:
+            raise UserError(f"no network of known cost fits, and that of {', '.join(uncounted)} is not counted",
+                            fix="leave max_gflops out; max_parameters holds for all")
         raise UserError("no network fits", "hfseg models lists all", "ask for less: a shorter name, higher limits")
     return rows
 

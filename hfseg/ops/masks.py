@@ -149,22 +149,31 @@ def logit(probability: float) -> float:
 
 
 @compiled
+def _between(position, last):
+    """The two neighbours that a position lies between, and its share of the second."""
+    at = min(max(position, 0.0), float(last))
+    first = int(at)
+    return first, min(first + 1, last), np.float32(at - first)
+
+
+@compiled
+def _bilinear(upper, lower, share, left, right, part):
+    above = upper[left] + part * (upper[right] - upper[left])
+    under = lower[left] + part * (lower[right] - lower[left])
+    return above + share * (under - above)
+
+
+@compiled
 def _cover(logits, places, reached, level, masks):
     rows, columns = logits.shape[1] - 1, logits.shape[2] - 1
     for k in range(len(logits)):
         down, below, across, beside = places[k]
         for i in range(reached[k, 0], reached[k, 1]):
-            y = min(max(down * i + below, 0.0), float(rows))
-            top = int(y)
-            lower, share = logits[k, min(top + 1, rows)], np.float32(y - top)
-            upper = logits[k, top]
+            top, bottom, share = _between(down * i + below, rows)
+            upper, lower = logits[k, top], logits[k, bottom]
             for j in range(reached[k, 2], reached[k, 3]):
-                x = min(max(across * j + beside, 0.0), float(columns))
-                left = int(x)
-                right, part = min(left + 1, columns), np.float32(x - left)
-                above = upper[left] + part * (upper[right] - upper[left])
-                under = lower[left] + part * (lower[right] - lower[left])
-                masks[k, i, j] = above + share * (under - above) > level
+                left, right, part = _between(across * j + beside, columns)
+                masks[k, i, j] = _bilinear(upper, lower, share, left, right, part) > level
 
 
 @compiled
@@ -175,17 +184,11 @@ def _contest(logits, scores, places, reached, level, winner, best, covered):
         down, below, across, beside = places[k]
         count = 0
         for i in range(reached[k, 0], reached[k, 1]):
-            y = min(max(down * i + below, 0.0), float(rows))
-            top = int(y)
-            lower, share = logits[k, min(top + 1, rows)], np.float32(y - top)
-            upper = logits[k, top]
+            top, bottom, share = _between(down * i + below, rows)
+            upper, lower = logits[k, top], logits[k, bottom]
             for j in range(reached[k, 2], reached[k, 3]):
-                x = min(max(across * j + beside, 0.0), float(columns))
-                left = int(x)
-                right, part = min(left + 1, columns), np.float32(x - left)
-                above = upper[left] + part * (upper[right] - upper[left])
-                under = lower[left] + part * (lower[right] - lower[left])
-                value = above + share * (under - above)
+                left, right, part = _between(across * j + beside, columns)
+                value = _bilinear(upper, lower, share, left, right, part)
                 if value > level:
                     count += 1
                     if scores[k] > best[i, j]:  # else not even a sure mask would win

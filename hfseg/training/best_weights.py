@@ -44,6 +44,9 @@ class BestWeights:
             limit=recipe.data.max_eval_samples, channels=data.channels, tile=recipe.eval.tile, tta=recipe.eval.tta,
             max_detections=recipe.eval.max_detections,
         )  # fmt: skip
+        if whole := self.evaluator.split.whole:
+            run.say(f"note: data.max_eval_samples: the first {recipe.data.max_eval_samples} images of the {whole} of "
+                    f"{data.validation} are scored, and no others")
 
     def measure(self) -> list:
         """Returns what a score depends on besides the weights: scores of another measure do not compare.
@@ -87,7 +90,7 @@ class BestWeights:
         run.say(self._in_words(results, progress.step, better))
 
     def _scores(self, progress: Progress) -> dict:
-        objective = self.learner.objective
+        objective = self.learner.validation
         with full_precision(self.learner.model):
             results = self.evaluator.run(self.segmenter, objective=objective, accelerator=self.run.accelerator,
                                          verbose=self.run.verbose)

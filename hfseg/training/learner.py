@@ -12,6 +12,7 @@ from torch import nn
 
 from hfseg.data import SegmentationData
 from hfseg.errors import UserError
+from hfseg.evaluation.mask_loss import MaskLoss
 from hfseg.hub.card_base import base_facts
 from hfseg.metrics.scorers import MAIN_SCORE, SHOWN
 from hfseg.models import family_of, load_model
@@ -33,7 +34,8 @@ class Learner:
         family: Its record.
         base: What the card says about the weights that it started from.
         plan: Which weights move, when and how fast.
-        objective: The loss of logits and labels; None for a network that computes its own.
+        validation: The loss of logits and labels, or that of a network which computes its own; None where such a
+            network is scored in tiles or views.
         minimised: The loss of a batch.
         network: The model, as wrapped for training.
         optimizer: Of the plan's weights.
@@ -46,7 +48,7 @@ class Learner:
     family: Family
     base: dict
     plan: Plan
-    objective: Objective | None
+    validation: Objective | MaskLoss | None
     minimised: PixelLoss | ModelLoss
     network: nn.Module
     optimizer: torch.optim.Optimizer
@@ -100,11 +102,16 @@ def build_learner(run: Run, data: SegmentationData, counts: np.ndarray | None) -
     run.accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=(
         family.unused_parameters or plan.switches))
     network, optimizer = run.accelerator.prepare(model, build_optimizer(plan.groups, config))
-    if objective is None and recipe.eval.metric == "loss":
-        raise UserError(f"eval.metric is loss, which {family.model_type} has in training alone",
-                        ", ".join(SHOWN[recipe.task]), f"--eval.metric {MAIN_SCORE[recipe.task]}")
+    if objective is None and recipe.eval.metric == "loss" and (recipe.eval.tile or recipe.eval.tta):
+        raise UserError(f"eval.metric is loss, which {family.model_type} has of whole images alone",
+                        ", ".join(SHOWN[recipe.task]), f"--eval.metric {MAIN_SCORE[recipe.task]}, or no eval.tile and "
+                        "eval.tta")
     minimised = PixelLoss(objective, model, auxiliary) if objective else ModelLoss(family, model, recipe.task, schema)
-    return Learner(model, processor, family, base, plan, objective, minimised, network, optimizer, average, config.l1)
+    validation = objective
+    if isinstance(minimised, ModelLoss):
+        whole = not (recipe.eval.tile or recipe.eval.tta)
+        validation = MaskLoss(minimised, schema.ignore_index) if whole else None
+    return Learner(model, processor, family, base, plan, validation, minimised, network, optimizer, average, config.l1)
 
 
 def _load(run: Run, data: SegmentationData) -> tuple[nn.Module, Any]:
@@ -116,6 +123,7 @@ def _load(run: Run, data: SegmentationData) -> tuple[nn.Module, Any]:
         trust_remote_code=recipe.model.trust_remote_code, task=recipe.task,
         loss={"no_object_weight": recipe.loss.no_object_weight, "num_points": recipe.loss.num_points},
     )  # fmt: skip
+    model.config.segmentation_tile = recipe.eval.tile  # whoever uses the weights gets what was scored
     run.say(str(model.load_report))
     if recipe.model.fuse and (report := fuse(model).fuse_report):
         run.say(str(report))

@@ -6,6 +6,8 @@ attention; one that is fine-tuned without that has masks in each of its last lay
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from transformers.models.eomt import modeling_eomt as source
@@ -38,6 +40,22 @@ def _predict(model: nn.Module, states: Tensor, prefix: int) -> tuple[Tensor, Ten
     return masks, model.class_predictor(queries)
 
 
+def _forward_of(original: type[nn.Module]) -> Callable:
+    def forward(
+        self,
+        pixel_values: Tensor,
+        mask_labels: list[Tensor] | None = None,
+        class_labels: list[Tensor] | None = None,
+        patch_offsets: list[Tensor] | None = None,
+        **kwargs,
+    ):
+        given = {"mask_labels": mask_labels, "class_labels": class_labels, "patch_offsets": patch_offsets}
+        with unseen_masks(_unseen(self, pixel_values, mask_labels, class_labels)):
+            return original.forward(self, pixel_values, **given, **kwargs)
+
+    return forward
+
+
 def _why_not(model: nn.Module) -> str | None:
     return "its predict was replaced" if "predict" in model.__dict__ else None
 
@@ -51,17 +69,7 @@ class FusedEomt(source.EomtForUniversalSegmentation):
     example = None  # `predict` is the source's, but for the size of the product
     why_not = _why_not
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        mask_labels: list[Tensor] | None = None,
-        class_labels: list[Tensor] | None = None,
-        patch_offsets: list[Tensor] | None = None,
-        **kwargs,
-    ) -> source.EomtForUniversalSegmentationOutput:
-        given = {"mask_labels": mask_labels, "class_labels": class_labels, "patch_offsets": patch_offsets}
-        with unseen_masks(_unseen(self, pixel_values, mask_labels, class_labels)):
-            return super().forward(pixel_values, **given, **kwargs)
+    forward = _forward_of(source.EomtForUniversalSegmentation)
 
     def predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return _predict(self, logits, self.embeddings.num_prefix_tokens)
@@ -76,17 +84,7 @@ class FusedEomtDinov3(dinov3.EomtDinov3ForUniversalSegmentation):
     example = None  # `predict` is the source's, but for the size of the product
     why_not = _why_not
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        mask_labels: list[Tensor] | None = None,
-        class_labels: list[Tensor] | None = None,
-        patch_offsets: list[Tensor] | None = None,
-        **kwargs,
-    ) -> dinov3.EomtDinov3ForUniversalSegmentationOutput:
-        given = {"mask_labels": mask_labels, "class_labels": class_labels, "patch_offsets": patch_offsets}
-        with unseen_masks(_unseen(self, pixel_values, mask_labels, class_labels)):
-            return super().forward(pixel_values, **given, **kwargs)
+    forward = _forward_of(dinov3.EomtDinov3ForUniversalSegmentation)
 
     def predict(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         return _predict(self, logits, self.num_prefix_tokens)
@@ -111,9 +109,7 @@ class FusedEomtLoss(source.EomtLoss):
     reads = mask_loss.reads(source.__name__, mask_loss.LOSS_METHODS, mask_loss.LOSS_FUNCTIONS)
     why_not = mask_loss.why_not_loss
     loss_masks = mask_loss.mask_losses
-
-    def example(self) -> tuple[tuple, dict]:
-        return mask_loss.example(self, self.empty_weight, self.num_labels)
+    example = mask_loss.loss_example
 
 
 @stand_in
@@ -135,6 +131,4 @@ class FusedEomtDinov3Loss(dinov3.EomtDinov3Loss):
     reads = mask_loss.reads(dinov3.__name__, mask_loss.LOSS_METHODS, mask_loss.LOSS_FUNCTIONS)
     why_not = mask_loss.why_not_loss
     loss_masks = mask_loss.mask_losses
-
-    def example(self) -> tuple[tuple, dict]:
-        return mask_loss.example(self, self.empty_weight, self.num_labels)
+    example = mask_loss.loss_example

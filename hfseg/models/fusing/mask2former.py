@@ -207,6 +207,4 @@ class FusedLoss(source.Mask2FormerLoss):
     reads = mask_loss.reads(source.__name__, mask_loss.LOSS_METHODS, mask_loss.LOSS_FUNCTIONS)
     why_not = mask_loss.why_not_loss
     loss_masks = mask_loss.mask_losses
-
-    def example(self) -> tuple[tuple, dict]:
-        return mask_loss.example(self, self.empty_weight, self.num_labels)
+    example = mask_loss.loss_example

@@ -193,6 +193,18 @@ def example(module: nn.Module, like: Tensor | None = None, labels: int = 3) -> t
     }
 
 
+def loss_example(criterion: nn.Module) -> tuple[tuple, dict]:
+    """Returns small inputs of a loss.
+
+    Args:
+        criterion: Has `empty_weight` and `num_labels`.
+
+    Returns:
+        As `example`.
+    """
+    return example(criterion, criterion.empty_weight, criterion.num_labels)
+
+
 def reads(source: str, methods: Sequence[str], functions: Sequence[str]) -> tuple[str, ...]:
     """Returns names of methods and of functions of a module, as the framework wants them.
 

@@ -37,7 +37,7 @@ REWRITES: dict[str, Rewrite] = {
         f"{_HERE}beit:FusedBeitUperHead", {"6c886f4b885a"}
     ),
     f"{_TRANSFORMERS}data2vec.modeling_data2vec_vision:Data2VecVisionUperHead": Rewrite(
-        f"{_HERE}data2vec_vision:FusedData2VecVisionUperHead", {"e814fb9a9a04"}
+        f"{_HERE}beit:FusedData2VecVisionUperHead", {"e814fb9a9a04"}
     ),
     f"{_TRANSFORMERS}mask2former.modeling_mask2former:"
     "Mask2FormerPixelDecoderEncoderMultiscaleDeformableAttention": Rewrite(

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import torch
 from torch import Tensor, nn
+from torchvision.models.detection._utils import BoxCoder
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -39,6 +40,36 @@ class MaskRcnnConfig(DetectorConfig):
     boxes_per_image: int = 512
 
 
+# Boxes and scores are float32 whatever the network computes in: half precision places boxes up to four pixels apart,
+# and they are matched with objects, or suppress each other, by what they overlap.
+
+
+class _AnchorGenerator(AnchorGenerator):
+    def set_cell_anchors(self, dtype: torch.dtype, device: torch.device):
+        super().set_cell_anchors(torch.float32, device)
+
+
+class _BoxCoder(BoxCoder):
+    def decode(self, rel_codes: Tensor, boxes: list[Tensor]) -> Tensor:
+        return super().decode(rel_codes.float(), boxes)
+
+
+class _ProposalNetwork(RegionProposalNetwork):
+    def filter_proposals(self, proposals: Tensor, objectness: Tensor, *rest):
+        return super().filter_proposals(proposals, objectness.float(), *rest)
+
+
+class _Heads(RoIHeads):
+    def postprocess_detections(self, class_logits: Tensor, *rest):
+        return super().postprocess_detections(class_logits.float(), *rest)
+
+
+class _RoIAlign(MultiScaleRoIAlign):
+    def forward(self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]) -> Tensor:
+        kind = next(iter(x.values())).dtype
+        return super().forward({name: level.float() for name, level in x.items()}, boxes, image_shapes).to(kind)
+
+
 class MaskRcnnForInstanceSegmentation(Detector):
     """Boxes are proposed, then each is classified, moved and given a mask of 28 x 28.
 
@@ -62,16 +93,18 @@ class MaskRcnnForInstanceSegmentation(Detector):
         body = self.body((1, 2, 3, 4))
         pyramid = FeaturePyramidNetwork(body.feature_info.channels(), width, LastLevelMaxPool())
         self.backbone = nn.ModuleDict({"body": body, "fpn": pyramid})
-        anchors = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5)
+        anchors = _AnchorGenerator(tuple((size,) for size in config.anchor_sizes), ((0.5, 1.0, 2.0),) * 5)
         kept = {"training": config.proposals, "testing": config.proposals}
-        self.rpn = RegionProposalNetwork(anchors, RPNHead(width, 3), 0.7, 0.3, 256, 0.5, kept, kept, 0.7)
-        self.roi_heads = RoIHeads(
-            MultiScaleRoIAlign(_LEVELS, 7, 2), TwoMLPHead(width * 49, config.representation_size),
+        self.rpn = _ProposalNetwork(anchors, RPNHead(width, 3), 0.7, 0.3, 256, 0.5, kept, kept, 0.7)
+        self.roi_heads = _Heads(
+            _RoIAlign(_LEVELS, 7, 2), TwoMLPHead(width * 49, config.representation_size),
             FastRCNNPredictor(config.representation_size, classes), 0.5, 0.5, config.boxes_per_image, 0.25, None,
             config.score_threshold, config.nms_threshold, config.detections_per_image,
-            MultiScaleRoIAlign(_LEVELS, 14, 2), MaskRCNNHeads(width, (width,) * 4, 1),
+            _RoIAlign(_LEVELS, 14, 2), MaskRCNNHeads(width, (width,) * 4, 1),
             MaskRCNNPredictor(width, width, classes),
         )  # fmt: skip
+        for part in (self.rpn, self.roi_heads):
+            part.box_coder = _BoxCoder(part.box_coder.weights)
         self.finish()
 
     def backbone_module(self) -> nn.Module:
@@ -93,5 +126,5 @@ class MaskRcnnForInstanceSegmentation(Detector):
         found, _ = self.roi_heads(features, proposals, images.image_sizes)
         return joined([
             {"scores": one["scores"], "labels": one["labels"] - 1, "boxes": one["boxes"],
-             "masks": torch.logit(one["masks"][:, 0], eps=1e-6)} for one in found
+             "masks": torch.logit(one["masks"][:, 0].float(), eps=1e-6)} for one in found
         ], self.config.num_labels, pasted=True)  # fmt: skip
