@@ -155,10 +155,9 @@ def test_objects_keep_their_segments_at_any_size():
 
 
 def test_a_slider_asks_for_other_objects_and_not_the_network_again():
-    from mask_networks import CONFIGS
-
     from hfseg.demo.handlers import Options, Outputs, run
     from hfseg.models import load_model
+    from mask_networks import CONFIGS
 
     model, processor = load_model("mask2former", ["sky", "cat"], task="panoptic", config=CONFIGS["mask2former"])
     segmenter, outputs, asked = hfseg.Segmenter(model, processor), Outputs(), []
