@@ -185,3 +185,25 @@ def test_predict_leaves_a_users_json_alone_and_takes_any_name(hfseg, refused, ru
     Image.fromarray(np.zeros((40, 48, 3), np.uint8)).save(tmp_path / "b.png")
     (tmp_path / "b_segments.json").write_text('{"mine": 1}')
     assert "b_segments.json" in refused("predict", run, tmp_path / "b.png", "--output", tmp_path)
+
+
+def test_flags_for_objects_are_refused_where_there_are_none(refused, run, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    said = refused("predict", run, tmp_path / "x.png", "--output", tmp_path / "out", "--threshold", 0.7,
+                   "--no_overlaps")
+    assert "overlaps, threshold" in said and "the tasks instance and panoptic" in said
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_wrong_name_is_told_at_once_where_there_is_no_hub(refused, tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")
+    for variable in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr(time, "sleep", None)  # what the hub's client does between its attempts
+    Image.new("RGB", (32, 32)).save(tmp_path / "x.png")
+    said = refused("predict", "nobody/nothing", tmp_path / "x.png", "--output", tmp_path / "out")
+    assert "cannot be reached" in said and "check the name" in said
+    assert "cannot be reached" in refused("demo", "nobody/nothing")

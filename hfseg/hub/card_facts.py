@@ -110,9 +110,11 @@ class Facts:
 
     @property
     def random(self) -> bool:
-        """Whether training began with random weights."""
+        """Whether training began with nothing but random weights."""
         recipe = self.recipe
-        return recipe is not None and (recipe.model.weights == "random" or recipe.model.name == self.model_type)
+        if recipe is None or self.training.get("backbone_weights"):
+            return False
+        return recipe.model.weights == "random" or recipe.model.name == self.model_type
 
 
 def read_facts(run: str | Path, repo_id: str | None = None, old: str | None = None) -> Facts:

@@ -6,7 +6,7 @@ from typing import Any
 
 from hfseg.hub.card_facts import PER_CLASS, Facts
 from hfseg.hub.card_scores import limits_section, more_samples, opening, recorded, weakest
-from hfseg.hub.card_text import code, listing, number, picture
+from hfseg.hub.card_text import code, line, listing, number, picture
 
 _LOW = 0.1  # an average precision below: most objects are missed
 
@@ -82,7 +82,7 @@ def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
     """
     if facts.results is None:
         return None
-    most = facts.protocol.get("nms_threshold")
+    most, tile = facts.protocol.get("nms_threshold"), facts.protocol.get("tile")
     words = {
         "instance": "Average precision as COCO has it: detections are ranked by their score. One is right if the IoU "
                     "of its mask with an object that no better one found is above a threshold. The score is the mean, "
@@ -99,5 +99,6 @@ def object_evaluation(facts: Facts, metadata: dict[str, Any]) -> str | None:
         "## Evaluation protocol",
         "Each prediction is compared with the truth at the original size of its image; the logits of masks are brought "
         "to that size bilinearly. Regions of many objects that nobody told apart count for nothing.",
-        words, recorded(facts),
+        words, *([f"Images larger than {line(tile.get('size'))} pixels are computed in overlapping windows of that "
+                  "side; masks that agree where windows overlap are one object."] if tile else []), recorded(facts),
     ))

@@ -94,6 +94,9 @@ result.overlay().save("overlay.png")""", "python"))
     task = _task(facts.model_type)
     if facts.task != "semantic" and task:
         parts += ["With transformers alone:", fenced(_objects_alone(facts, name, photo), "python")]
+        if tile := facts.config.get("segmentation_tile"):
+            parts.append(f"The model was scored in windows of {line(tile)} pixels, in which hfseg computes larger "
+                         "images by itself. Transformers shows it the whole image: cut larger ones, or expect less.")
         return "\n\n".join(parts)
     if task is None:
         parts.append(f"{network(facts.config)} is not one of transformers' own networks, so it needs hfseg.")
