@@ -270,6 +270,23 @@ for task in ("panoptic", "instance", "semantic"):
         assert (found == expected.segment_map).mean() > 0.999 and expected.segments
 
 
+def test_a_detector_is_pulled_and_finds_the_same(hub, tmp_path):
+    from test_mask_families import by_heart
+
+    recipe = by_heart("hfseg/mask-rcnn", tmp_path, max_steps=12)
+    recipe.eval.tile, recipe.eval.nms_threshold = 64, 0.6
+    hfseg.train(recipe, verbose=False)
+    hfseg.push(recipe.output_dir, "me/detector", **hub.at)
+    pulled = Path(hfseg.pull("me/detector", local_dir=tmp_path / "pulled", **hub.at))
+    card = (pulled / "README.md").read_text()
+    assert "type: mask_ap" in card and "windows" in card and list((pulled / "samples").glob("*.png"))
+    image = hfseg.load_data("shapes", task="instance", scenes=4).read("train", 0).image
+    ours, theirs = (hfseg.Segmenter.from_pretrained(folder, threshold=0.06) for folder in (recipe.output_dir, pulled))
+    assert (theirs.task, theirs.tile, theirs.rules.nms_threshold) == ("instance", 64, 0.6)
+    expected, found = ours(image), theirs(image)
+    assert found.segments_info == expected.segments_info and found.rles == expected.rles and found.rles
+
+
 def test_the_commands_say_what_they_did(hub, tmp_path):
     code = """
 import sys
