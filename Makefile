@@ -12,7 +12,7 @@ quickstart: $(VENV)/.hfseg-$(KEY)
 	@echo "hfseg is $(BIN)/hfseg; '. $(BIN)/activate' puts it on the path."
 
 test: $(VENV)/.hfseg-test-$(KEY) lint chromium
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist loadfile $(ARGS)
 
 test-slow: $(VENV)/.hfseg-test-$(KEY)
 	$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

@@ -77,7 +77,8 @@ def load(url: str, folder: Path, visitors: int) -> None:
         began = time.perf_counter()
         try:
             [path] = (await client.post("gradio_api/upload", files={"files": (file.name, file.read_bytes())})).json()
-            data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, MODEL, "", "automatic", [], "as it is"]
+            data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, MODEL, "",
+                    "automatic", [], "as it is", None, 0.5, 0.5]
             event = (await client.post("gradio_api/call/segment", json={"data": data})).json()["event_id"]
             text = (await client.get(f"gradio_api/call/segment/{event}")).text
         except httpx.HTTPError as error:
@@ -107,7 +108,8 @@ def memory(url: str, folder: Path, images: int) -> None:
         for number in range(1, images + 1):
             content = photo(folder, number, (480, 640)).read_bytes()
             [path] = client.post("gradio_api/upload", files={"files": (f"{number}.jpg", content)}).json()
-            data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, MODEL, "", "automatic", [], "as it is"]
+            data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, MODEL, "",
+                    "automatic", [], "as it is", None, 0.5, 0.5]
             event = client.post("gradio_api/call/segment", json={"data": data}).json()["event_id"]
             assert "event: complete" in client.get(f"gradio_api/call/segment/{event}").text
             if number in (1, 10, 50, 100, 200, 300, 400, images):

@@ -218,7 +218,7 @@ def forged(demo, **file) -> str:
     """What the server says to a request that names a file itself."""
     import httpx
 
-    data = [{"meta": {"_type": "gradio.FileData"}, **file}, MODEL, "", "automatic", [], "as it is"]
+    data = [{"meta": {"_type": "gradio.FileData"}, **file}, MODEL, "", "automatic", [], "as it is", None, 0.5, 0.5]
     answer = httpx.post(f"{demo.url}gradio_api/call/segment", json={"data": data}, timeout=60)
     if answer.status_code != 200:
         return answer.text
@@ -447,7 +447,8 @@ def test_fifty_visitors_at_once_are_served_or_told(demo, photo):
     async def visit(client: httpx.AsyncClient) -> str:
         with photo.open("rb") as file:
             [path] = (await client.post("gradio_api/upload", files={"files": (photo.name, file)})).json()
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, MODEL, "", "automatic", [], "as it is"]
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, MODEL, "",
+                "automatic", [], "as it is", None, 0.5, 0.5]
         event = (await client.post("gradio_api/call/segment", json={"data": data})).json()["event_id"]
         return (await client.get(f"gradio_api/call/segment/{event}")).text
 
