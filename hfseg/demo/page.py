@@ -104,11 +104,11 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
     # One call at a time, and always the last image that was chosen.
     segment = gr.on([run.click, image.input], handlers.segment, inputs, viewer, api_name="segment",
                     js=BEGIN, trigger_mode="always_last", show_progress="hidden", **MODEL_QUEUE)  # fmt: skip
-    segment.failure(None, None, None, js=FAILED)
+    segment.failure(None, image, None, js=FAILED)
     # Nothing is uploaded, nor a network asked again, where it need not be.
     gr.on([task.input, threshold.release, border.release], handlers.segment, inputs, viewer, js=BEGIN,
           trigger_mode="always_last", show_progress="hidden", api_visibility="private", **MODEL_QUEUE,
-          ).failure(None, None, None, js=FAILED)  # fmt: skip
+          ).failure(None, image, None, js=FAILED)  # fmt: skip
 
     def offer(name: str) -> tuple[gr.Radio, gr.Slider, gr.Slider]:
         can = models.tasks(name)
@@ -123,7 +123,7 @@ def image_tab(handlers: Handlers) -> list[gr.Dropdown]:
     chosen = examples.click(lambda number: files[number], examples, image, api_visibility="private", queue=False,
                             show_progress="hidden")  # fmt: skip
     chosen.then(handlers.segment, inputs, viewer, js=BEGIN, show_progress="hidden", api_visibility="private",
-                trigger_mode="always_last", **MODEL_QUEUE).failure(None, None, None, js=FAILED)  # fmt: skip
+                trigger_mode="always_last", **MODEL_QUEUE).failure(None, image, None, js=FAILED)  # fmt: skip
     export_channel(handlers, viewer)
     prompt_channel(handlers, viewer)
     return [model, other]
@@ -236,7 +236,7 @@ def promise(models: Models) -> str:
 
 
 BEGIN = "(...values) => { window.hfsegViewer.begin(values[0]); return values; }"
-FAILED = "() => window.hfsegViewer.failed()"
+FAILED = "(image) => window.hfsegViewer.failed(image)"
 
 
 def make_viewer() -> gr.HTML:

@@ -72,6 +72,7 @@ class Viewer {
 
   begin(given) {
     this.started = performance.now();
+    this.given = given?.path;
     const waits = document.querySelector("#status [data-state=loading]");
     if (given) this.busy(waits ? "Loading the model" : "Segmenting");
   }
@@ -83,9 +84,11 @@ class Viewer {
     this.root.setAttribute("aria-busy", String(Boolean(text)));
   }
 
-  failed() {
+  failed(image) {
     this.busy(null);
     this.root.dataset.failed = String(1 + Number(this.root.dataset.failed || 0));
+    // Gradio forgets what was chosen while a call was under way that failed.
+    if (image && image.path !== this.given) document.querySelector("#segment").click();
   }
 
   // A result comes twice: at once, and again with the confidence, which takes longer than all else.
